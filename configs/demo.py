@@ -1,0 +1,31 @@
+"""The demo: three stages on phantom radiographs, a few minutes on two CPU cores.
+
+  bash launch/run.sh
+"""
+
+import ml_collections
+
+from plan_jax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """A small ResNet at 128 px and a two-layer BERT, from scratch."""
+  config = config_lib.defaults()
+  config.data.image_size = 128
+  config.data.max_pieces = 112
+  config.data.max_words = 88
+  config.model.image = 'resnet_tiny'
+  config.model.pixel_stage = 3
+  config.model.text = 'bert_tiny'
+  config.model.joint_dim = 128
+  config.objective.teacher = 'self'
+  config.optim.lr = 1e-3
+  config.optim.warmup = 0.1
+  config.train.batch_size = 32
+  config.train.steps = 600
+  config.train.log_every = 10
+  config.train.eval_every = 200
+  config.train.eval_pairs = 192
+  config.train.checkpoint_every = 200
+  config.evaluation.prompts = 'configs/prompts/phantom.toml'
+  return config

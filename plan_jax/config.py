@@ -1,0 +1,343 @@
+"""The configuration: frozen dataclasses with their defaults, one for each part.
+
+`configs/*.py` build an `ml_collections.ConfigDict` from `defaults()` and change
+what differs; `resolve()` turns the result, command-line overrides included, into
+a validated `Config`. Code below the command lines takes these dataclasses or
+plain keyword arguments, never a ConfigDict.
+"""
+
+import dataclasses
+import difflib
+import enum
+from typing import Any, Mapping, get_type_hints
+
+import ml_collections
+
+from plan_jax import errors
+
+
+class ConfigError(errors.UserError):
+  """A configuration that cannot run; the message names key, value and fix."""
+
+
+class ImageVariant(enum.StrEnum):
+  """Image towers. `resnet_tiny` is a half-width ResNet-18 for CPU demos."""
+
+  RESNET_TINY = 'resnet_tiny'
+  RESNET18 = 'resnet18'
+  RESNET50 = 'resnet50'
+  VIT_TI16 = 'vit_ti16'
+  VIT_S16 = 'vit_s16'
+  VIT_B16 = 'vit_b16'
+
+
+class TextVariant(enum.StrEnum):
+  """BERT sizes (Turc et al., arXiv 1908.08962)."""
+
+  BERT_TINY = 'bert_tiny'
+  BERT_MINI = 'bert_mini'
+  BERT_SMALL = 'bert_small'
+  BERT_MEDIUM = 'bert_medium'
+  BERT_BASE = 'bert_base'
+
+
+class Relation(enum.StrEnum):
+  """Word-pixel similarity: method (3) with Delta fixed at 0, or learned."""
+
+  COSINE = 'cosine'
+  LEARNED = 'learned'
+
+
+class ObjectiveName(enum.StrEnum):
+  """Training objectives: PLAN (reconstructed), ConVIRT (global term only)."""
+
+  PLAN = 'plan'
+  CONVIRT = 'convirt'
+
+
+class Gate(enum.StrEnum):
+  """How method (5) keeps the salient part of a similarity row."""
+
+  SOFT = 'soft'
+  HARD = 'hard'
+
+
+class Negatives(enum.StrEnum):
+  """Scope of the negatives of method (9); `pair` turns the term off."""
+
+  PAIR = 'pair'
+  DEVICE = 'device'
+  GLOBAL = 'global'
+
+
+class Teacher(enum.StrEnum):
+  """Where the targets of method (13) come from."""
+
+  EMA = 'ema'
+  SELF = 'self'
+
+
+class TermWeights(enum.StrEnum):
+  """omega of method (10): clipped [CLS] attention, or uniform."""
+
+  ATTENTION = 'attention'
+  UNIFORM = 'uniform'
+
+
+class Threshold(enum.StrEnum):
+  """sigma_k of method (16): 1/P, a constant, or a percentile of the row."""
+
+  UNIFORM = 'uniform'
+  FIXED = 'fixed'
+  PERCENTILE = 'percentile'
+
+
+class Precision(enum.StrEnum):
+  """Compute dtype of the towers. `auto`: bf16 where the hardware has it."""
+
+  AUTO = 'auto'
+  FLOAT32 = 'float32'
+  BFLOAT16 = 'bfloat16'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+  """Training-time image changes. No flips: reports say left and right."""
+
+  min_area: float = 0.8  # smallest share of the padded square that a crop keeps
+  rotate_degrees: float = 5.0  # largest rotation, either way
+  brightness: float = 0.1  # largest shift, share of the full grey range
+  contrast: float = 0.2  # largest relative change of contrast
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Records and what a batch is made of."""
+
+  records: str = ''  # directory written by plan_jax.data.prepare
+  image_size: int = 224  # side of the square that the model sees, pixels
+  max_pieces: int = 128  # word pieces a report, [CLS] and [SEP] included
+  max_words: int = 97  # words a report
+  augment: Augment = Augment()
+  threads: int = 2  # reader threads a host
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """Towers and heads."""
+
+  image: ImageVariant = ImageVariant.RESNET50
+  pixel_stage: int = 3  # ResNet stage whose map gives the pixels: 2, 3 or 4
+  text: TextVariant = TextVariant.BERT_BASE
+  dropout: float = 0.1  # in the text tower
+  joint_dim: int = 128
+  relation: Relation = Relation.LEARNED
+  temperature: float = 0.07  # tau_g, its start when learned
+  learn_temperature: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+  """Which loss, with the switches of docs/method.md."""
+
+  name: ObjectiveName = ObjectiveName.PLAN
+  gate: Gate = Gate.SOFT
+  gate_width: float = 0.05  # kappa of (5)
+  local_temperature: float = 0.1  # tau_l of (7), (8), (14)
+  word_region_weight: float = 1.0  # of (7)
+  pixel_word_weight: float = 1.0  # of (8), times the stage's
+  negatives: Negatives = Negatives.GLOBAL
+  cross_pair_weight: float = 1.0  # lambda_b of (9)
+  refine_weight: float = 1.0  # lambda_p of (14), times the stage's
+  teacher: Teacher = Teacher.EMA
+  ema_decay: float = 0.996  # mu of (13)
+  target_blur: float = 0.5  # Gaussian sigma on the grid, cells (13)
+  term_weights: TermWeights = TermWeights.ATTENTION
+  term_filter: bool = True  # (11): keep the share `stages.*.keep` of words
+  reliability_images: int = 4  # other images that (15) compares with
+  rounds: int = 1  # (17b): 1 = one pass of (3)-(6)
+  block_mib: int = 256  # byte budget of one block of (9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """One stage of method (16). `share` 0 leaves the stage out."""
+
+  share: float
+  threshold: Threshold
+  sigma: float = 0.0  # threshold value, or the percentile in 0..1
+  gamma: float = 1.0
+  keep: float = 1.0
+  reliability: bool = False
+  margin: float = 0.0
+  refine_start: float = 0.0  # weight of (14) at the stage's first step ...
+  refine_end: float = 0.0  # ... and at its last
+  pixel_word: float = 1.0
+  short_text_prob: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stages:
+  """The progressive schedule, in order."""
+
+  discover: Stage = Stage(share=0.2, threshold=Threshold.UNIFORM, pixel_word=0.0)
+  refine: Stage = Stage(
+      share=0.3, threshold=Threshold.FIXED, sigma=0.5, keep=0.7, reliability=True,
+      refine_end=1.0)
+  focus: Stage = Stage(
+      share=0.5, threshold=Threshold.PERCENTILE, sigma=0.85, gamma=2.0, keep=0.4,
+      reliability=True, margin=0.02, refine_start=1.0, refine_end=1.0,
+      short_text_prob=0.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+  """AdamW with linear warm-up and cosine decay."""
+
+  lr: float = 2e-5
+  end_lr: float = 1e-8
+  warmup: float = 0.4  # share of all steps
+  weight_decay: float = 0.05
+  b1: float = 0.9
+  b2: float = 0.999
+  clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+  """Length and rhythm of a run."""
+
+  steps: int = 50_000
+  batch_size: int = 256  # pairs a step, over all devices
+  seed: int = 0
+  precision: Precision = Precision.AUTO
+  log_every: int = 20  # steps
+  eval_every: int = 1000
+  eval_pairs: int = 512  # validation pairs used during training
+  checkpoint_every: int = 1000
+  keep_newest: int = 2  # besides the best and the last of each stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """What the run is asked for at its end."""
+
+  prompts: str = ''  # prompt file for zero-shot classification; '' leaves it out
+  max_pairs: int = 1000  # test pairs used
+  pictures: int = 24  # grounding overlays drawn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A whole run."""
+
+  data: Data = Data()
+  model: Model = Model()
+  objective: Objective = Objective()
+  stages: Stages = Stages()
+  optim: Optim = Optim()
+  train: Train = Train()
+  evaluation: Evaluation = Evaluation()
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """All settings with their defaults, as a ConfigDict for `configs/*.py`."""
+  return ml_collections.ConfigDict(to_dict(Config()))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """`config` as nested plain dicts (JSON-ready); `resolve` is its inverse."""
+
+  def plain(value):
+    if dataclasses.is_dataclass(value):
+      return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return str(value) if isinstance(value, enum.StrEnum) else value
+
+  return plain(config)
+
+
+def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+  """Turns nested settings into a validated `Config`; what is not named keeps its default.
+
+  Raises:
+    ConfigError: unknown key, wrong type, or values that cannot run together.
+  """
+  if isinstance(values, ml_collections.ConfigDict):
+    values = values.to_dict()
+  config = _merge(Config(), values, path='config')
+  _validate(config)
+  return config
+
+
+def _merge(base: Any, values: Mapping[str, Any], path: str) -> Any:
+  kinds = get_type_hints(type(base))
+  for key in values:
+    if key not in kinds:
+      near = difflib.get_close_matches(key, kinds, n=1)
+      hint = f'did you mean {path}.{near[0]}?' if near else f'{path} has: {", ".join(kinds)}'
+      raise ConfigError(f'{path}.{key}: no such setting; {hint}')
+  changes = {}
+  for key, value in values.items():
+    if dataclasses.is_dataclass(kinds[key]):
+      if not isinstance(value, Mapping):
+        raise ConfigError(f'{path}.{key} = {value!r}: is a group of settings, not a value')
+      changes[key] = _merge(getattr(base, key), value, f'{path}.{key}')
+    else:
+      changes[key] = _convert(kinds[key], value, f'{path}.{key}')
+  return dataclasses.replace(base, **changes)
+
+
+def _convert(kind: type, value: Any, path: str):
+  if issubclass(kind, enum.Enum):
+    try:
+      return kind(value)
+    except ValueError:
+      choices = ', '.join(repr(str(choice)) for choice in kind)
+      raise ConfigError(f'{path} = {value!r}: must be one of {choices}') from None
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if type(value) is not kind:
+    raise ConfigError(f'{path} = {value!r}: must be a {kind.__name__}, not a {type(value).__name__}')
+  return value
+
+
+def _validate(config: Config) -> None:
+  def require(ok: bool, key: str, rule: str):
+    if not ok:
+      value = config
+      for part in key.split('.'):
+        value = getattr(value, part)
+      raise ConfigError(f'config.{key} = {value!r}: {rule}')
+
+  data, model, objective, train = config.data, config.model, config.objective, config.train
+  require(data.image_size > 0 and data.image_size % 32 == 0, 'data.image_size',
+          'must be a positive multiple of 32, the coarsest stride of the towers')
+  require(3 <= data.max_pieces <= 512, 'data.max_pieces',
+          'must lie in 3..512: [CLS], [SEP] and at least one piece; BERT has 512 positions')
+  require(data.max_words >= 1, 'data.max_words', 'must be at least 1')
+  require(data.threads >= 1, 'data.threads', 'must be at least 1')
+  require(0 < data.augment.min_area <= 1, 'data.augment.min_area', 'must lie in (0, 1]')
+  require(model.pixel_stage in (2, 3, 4), 'model.pixel_stage', 'must be 2, 3 or 4')
+  require(0 <= model.dropout < 1, 'model.dropout', 'must lie in [0, 1)')
+  require(model.joint_dim >= 1, 'model.joint_dim', 'must be at least 1')
+  require(model.temperature > 0, 'model.temperature', 'must be positive')
+  require(objective.gate_width > 0, 'objective.gate_width', 'must be positive')
+  require(objective.local_temperature > 0, 'objective.local_temperature', 'must be positive')
+  require(0 <= objective.ema_decay < 1, 'objective.ema_decay', 'must lie in [0, 1)')
+  require(objective.rounds >= 1, 'objective.rounds', 'must be at least 1')
+  require(objective.reliability_images >= 1, 'objective.reliability_images', 'must be at least 1')
+  require(objective.block_mib >= 1, 'objective.block_mib', 'must be at least 1')
+  require(config.optim.lr > 0, 'optim.lr', 'must be positive')
+  require(0 <= config.optim.warmup < 1, 'optim.warmup', 'is a share of all steps, in [0, 1)')
+  for key in ('steps', 'batch_size', 'log_every', 'eval_every', 'checkpoint_every', 'keep_newest'):
+    require(getattr(train, key) >= 1, f'train.{key}', 'must be at least 1')
+  shares = 0.0
+  for field in dataclasses.fields(config.stages):
+    stage, key = getattr(config.stages, field.name), f'stages.{field.name}'
+    require(0 <= stage.share <= 1, f'{key}.share', 'must lie in 0..1')
+    require(0 <= stage.sigma <= 1, f'{key}.sigma', 'must lie in 0..1')
+    require(0 < stage.keep <= 1, f'{key}.keep', 'must lie in (0, 1]')
+    require(0 <= stage.short_text_prob <= 1, f'{key}.short_text_prob', 'must lie in 0..1')
+    shares += stage.share
+  if abs(shares - 1) > 1e-6:
+    raise ConfigError(f'config.stages.*.share: the shares sum to {shares:g}; they must sum to 1')

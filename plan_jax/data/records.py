@@ -1,0 +1,191 @@
+"""Image-report records on disk: what a row holds, and reading it at random.
+
+A directory written by `python -m plan_jax.data.prepare` holds one ArrayRecord
+file a shard (`group_size:1`, so that a random read touches one record),
+`dataset.json` (the card), `vocab.txt`, and the two files that tfds wants. A
+record is a serialised `tf.train.Example` laid out as tfds lays it out, hence
+`tfds.builder_from_directory(DIR).as_data_source('train')` reads it as well.
+This module is the only one that touches tfds.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, Mapping, Sequence
+
+from array_record.python import array_record_data_source
+import numpy as np
+from tensorflow_datasets.proto import tf_example_pb2
+
+DATASET_NAME = 'plan_records'
+SPLITS = ('train', 'val', 'test')
+CARD_NAME = 'dataset.json'
+VOCABULARY_NAME = 'vocab.txt'
+FORMAT_VERSION = 1
+
+
+class RecordsError(ValueError):
+  """Records that cannot be read; the message names the path and the fix."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phrase:
+  """A phrase and where in the image it is."""
+
+  text: str  # as a report would say it
+  category: str  # finding, lower case, e.g. 'pleural effusion'
+  boxes: np.ndarray  # float32 [n 4], (x0, y0, x1, y1), shares of width and height, 0..1
+  mask: bytes = b''  # 1-bit PNG of the stored image's size, b'' when only boxes are known
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+  """One image with its report."""
+
+  id: str
+  image: bytes  # encoded 8-bit grey JPEG or PNG
+  text: str
+  patient: str
+  split: str  # 'train' | 'val' | 'test'
+  labels: tuple[str, ...]  # positive classes, lower case; () may mean "unlabelled"
+  phrases: tuple[Phrase, ...] = ()
+
+
+class Records:
+  """The examples of one split, by position: a grain source.
+
+  Files are opened at the first read, in each process anew, so that an instance
+  is cheap to pickle. Threads may share one.
+
+  Args:
+    directory: written by `python -m plan_jax.data.prepare`.
+    split: 'train', 'val' or 'test'; a split without rows has length 0.
+
+  Raises:
+    RecordsError: if `directory` holds no complete records, or no such split.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, split: str):
+    self.directory = pathlib.Path(directory)
+    self.split = split
+    card = read_card(directory)
+    if split not in card['splits']:
+      raise RecordsError(
+          f'{directory} has no split {split!r}; it has {sorted(card["splits"])}.')
+    lengths = card['shards'][split]
+    paths = [self.directory / name for name in shard_names(split, len(lengths))]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+      raise RecordsError(
+          f'{directory} lacks {len(missing)} of {len(paths)} files of split {split!r}, first '
+          f'{missing[0]}; run plan_jax.data.prepare again with the same arguments.')
+    self._content_hash = card['content_hash']
+    self._length = sum(lengths)
+    # 'path[start:end]' spares opening every file for its length.
+    self._source = array_record_data_source.ArrayRecordDataSource(
+        [f'{path}[0:{length}]' for path, length in zip(paths, lengths)]) if paths else None
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> Example:
+    if not 0 <= index < self._length:
+      raise IndexError(f'record {index} of {self._length} ({self.directory}, {self.split})')
+    try:
+      return decode(self._source[index])
+    except Exception as error:  # The reader and protobuf raise types of their own.
+      raise RecordsError(
+          f'record {index} of split {self.split!r} in {self.directory} is damaged '
+          f'({type(error).__name__}); remove the directory and prepare it again.') from error
+
+  def __repr__(self) -> str:
+    return f'Records({self.split!r}, {self._length} rows, {self._content_hash[:12]})'
+
+
+def read_card(directory: str | pathlib.Path) -> dict[str, Any]:
+  """The `dataset.json` of a records directory (docs/records.md lists its keys).
+
+  Raises:
+    RecordsError: if it is absent, damaged, or of another format version.
+  """
+  path = pathlib.Path(directory) / CARD_NAME
+  fix = 'make one with: python -m plan_jax.data.prepare --help'
+  if not path.parent.is_dir():
+    raise RecordsError(f'records directory {str(directory)!r} does not exist; {fix}')
+  if not path.is_file():
+    raise RecordsError(
+        f'{str(directory)!r} holds no finished records ({CARD_NAME} is missing); {fix}')
+  try:
+    card = json.loads(path.read_text('utf-8'))
+    version = card['format_version']
+  except (ValueError, KeyError, TypeError) as error:
+    raise RecordsError(f'{path} is damaged ({error}); prepare the records again.') from error
+  if version != FORMAT_VERSION:
+    raise RecordsError(
+        f'{path} has format_version {version}, this release reads {FORMAT_VERSION}; '
+        'prepare the records again.')
+  return card
+
+
+def vocabulary_path(directory: str | pathlib.Path) -> pathlib.Path:
+  """The WordPiece vocabulary stored with the records."""
+  return pathlib.Path(directory) / VOCABULARY_NAME
+
+
+def shard_names(split: str, shards: int) -> list[str]:
+  """File names of a split, as tfds expects them."""
+  return [f'{DATASET_NAME}-{split}.array_record-{i:05d}-of-{shards:05d}' for i in range(shards)]
+
+
+def encode(example: Example) -> bytes:
+  """Serialises to the `tf.train.Example` that tfds reads; equal input, equal bytes."""
+  boxes = [phrase.boxes for phrase in example.phrases]
+  owner = [i for i, box in enumerate(boxes) for _ in box]
+  columns = {
+      'id': [example.id],
+      'image': [example.image],
+      'text': [example.text],
+      'patient': [example.patient],
+      'split': [example.split],
+      'labels': list(example.labels),
+      'phrases/text': [phrase.text for phrase in example.phrases],
+      'phrases/category': [phrase.category for phrase in example.phrases],
+      'phrases/mask': [phrase.mask for phrase in example.phrases],
+  }
+  proto = tf_example_pb2.Example()
+  feature = proto.features.feature
+  for key, values in columns.items():
+    # SetInParent: tfds writes an empty list, not nothing, for an empty sequence.
+    feature[key].bytes_list.SetInParent()
+    feature[key].bytes_list.value.extend(
+        value.encode('utf-8') if isinstance(value, str) else value for value in values)
+  feature['boxes/phrase'].int64_list.SetInParent()
+  feature['boxes/phrase'].int64_list.value.extend(owner)
+  feature['boxes/box'].float_list.SetInParent()
+  feature['boxes/box'].float_list.value.extend(float(x) for box in boxes for x in box.ravel())
+  return proto.SerializeToString(deterministic=True)
+
+
+def decode(record: bytes) -> Example:
+  """The inverse of `encode`."""
+  feature = tf_example_pb2.Example.FromString(record).features.feature
+  texts = _strings(feature, 'phrases/text')
+  boxes = np.array(feature['boxes/box'].float_list.value, np.float32).reshape(-1, 4)
+  owner = np.array(feature['boxes/phrase'].int64_list.value, np.int64)
+  phrases = tuple(
+      Phrase(text=text, category=category, boxes=boxes[owner == i], mask=mask)
+      for i, (text, category, mask) in enumerate(zip(
+          texts, _strings(feature, 'phrases/category'),
+          feature['phrases/mask'].bytes_list.value)))
+  return Example(
+      id=_strings(feature, 'id')[0],
+      image=feature['image'].bytes_list.value[0],
+      text=_strings(feature, 'text')[0],
+      patient=_strings(feature, 'patient')[0],
+      split=_strings(feature, 'split')[0],
+      labels=tuple(_strings(feature, 'labels')),
+      phrases=phrases)
+
+
+def _strings(feature: Mapping[str, Any], key: str) -> Sequence[str]:
+  return [value.decode('utf-8') for value in feature[key].bytes_list.value]

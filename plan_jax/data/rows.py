@@ -1,0 +1,92 @@
+"""What passes between the manifest reader, the workers and the shard writer."""
+
+import dataclasses
+import enum
+
+from plan_jax.data import records
+
+
+class Reason(enum.StrEnum):
+  """Why a row did not become a record (docs/records.md explains each)."""
+
+  INVALID_LINE = 'invalid_line'
+  MISSING_COLUMN = 'missing_column'
+  BAD_VALUE = 'bad_value'
+  BAD_ANNOTATION = 'bad_annotation'
+  BAD_BOX = 'bad_box'
+  BAD_MASK = 'bad_mask'
+  EMPTY_TEXT = 'empty_text'
+  MISSING_FILE = 'missing_file'
+  UNREADABLE_IMAGE = 'unreadable_image'
+  OVERSIZED_IMAGE = 'oversized_image'
+  DUPLICATE_PICTURE = 'duplicate_picture'
+  DUPLICATE_ID = 'duplicate_id'
+  CONFLICT = 'conflict'
+  PATIENT_IN_TWO_SPLITS = 'patient_in_two_splits'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reject:
+  """A row that did not become a record. Never holds report text."""
+
+  manifest: str
+  line: int
+  id: str
+  reason: Reason
+  detail: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annotation:
+  """A phrase with its place, in pixels of the image file."""
+
+  phrase: str
+  category: str
+  boxes: tuple[tuple[float, float, float, float], ...]
+  mask: str  # path of a mask picture, '' if there is none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+  """One checked line of a manifest; '' where a column is absent."""
+
+  manifest: str
+  line: int
+  id: str
+  image: str  # path with symbolic links resolved
+  image_name: str  # as the manifest has it
+  text: str
+  patient: str
+  split: str
+  labels: tuple[str, ...]
+  annotations: tuple[Annotation, ...]
+  size: tuple[int, int] | None  # (width, height) that the boxes refer to, if given
+
+  def reject(self, reason: Reason, detail: str) -> Reject:
+    """This row, rejected."""
+    return Reject(
+        manifest=self.manifest, line=self.line, id=self.id or self.image_name,
+        reason=reason, detail=detail)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+  """All rows about one image file, the row that gives the text first."""
+
+  id: str
+  image: str
+  patient: str
+  split: str
+  rows: tuple[Row, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+  """What a worker made of an item: an example or rejects, or both."""
+
+  example: records.Example | None
+  pixels: str = ''  # hash of the decoded picture
+  original: tuple[int, int] = (0, 0)  # (width, height) of the file
+  stored: tuple[int, int] = (0, 0)  # (width, height) of the record
+  sources: tuple[tuple[str, int], ...] = ()  # (manifest, line) of the rows in the example
+  rejects: tuple[Reject, ...] = ()

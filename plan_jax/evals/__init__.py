@@ -1,0 +1,1 @@
+"""Evaluation protocols: arrays in, frozen dataclasses of numbers out; no I/O."""

@@ -1,0 +1,92 @@
+"""Where a run's figures go: one live line, metrics.jsonl, TensorBoard."""
+
+import json
+from pathlib import Path
+import sys
+import time
+from typing import Mapping
+
+import tensorboardX
+
+
+def read(path: str | Path) -> list[dict]:
+  """The rows of a metrics.jsonl; [] if there is none. A torn last line is left out."""
+  path = Path(path)
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break  # only a killed writer's last line is torn; what follows would be older anyway
+  return rows
+
+
+class Writer:
+  """Appends rows to `<workdir>/metrics.jsonl` and to TensorBoard.
+
+  A resumed run repeats the steps after its checkpoint: rows of those steps are
+  removed on opening, so each step stands once.
+  """
+
+  def __init__(self, workdir: str | Path, *, start_step: int):
+    workdir = Path(workdir)
+    path = workdir / 'metrics.jsonl'
+    kept = [row for row in read(path) if row['step'] <= start_step]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    self._file = path.open('a')
+    self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step)
+
+  def write(self, step: int, values: Mapping[str, float | str]) -> None:
+    """Adds one row; strings (the stage's name) go to the file only."""
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      if not isinstance(value, str):
+        self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Flushes and closes both."""
+    self._file.close()
+    self._board.close()
+
+
+class Progress:
+  """The live line: stage, step, pairs/s, loss terms, time left.
+
+  On a terminal the line is rewritten in place; elsewhere a line is printed at
+  most every `quiet_s` seconds.
+  """
+
+  def __init__(self, *, total_steps: int, start_step: int, batch_size: int, quiet_s: float = 10.0):
+    self._total, self._batch = total_steps, batch_size
+    self._start_step, self._start = start_step, time.monotonic()
+    self._last_step, self._last = start_step, self._start
+    self._quiet_s, self._printed = quiet_s, -quiet_s
+    self._live = sys.stdout.isatty()
+    self._paused_s = 0.0
+
+  def pause(self, seconds: float) -> None:
+    """Leaves `seconds` (an evaluation, a save) out of the next rate."""
+    self._paused_s += seconds
+
+  def update(self, step: int, *, stage: str, losses: Mapping[str, float]) -> float:
+    """Shows the line; returns pairs/s since the last call."""
+    now = time.monotonic()
+    seconds = max(now - self._last - self._paused_s, 1e-9)
+    rate = (step - self._last_step) * self._batch / seconds
+    done = step - self._start_step
+    eta = (now - self._start) / max(done, 1) * (self._total - step)
+    self._last_step, self._last, self._paused_s = step, now, 0.0
+    terms = ' '.join(f'{name.removeprefix("loss_")} {value:.3f}' for name, value in losses.items())
+    line = (f'{stage:<8} step {step}/{self._total}  {rate:.0f} pairs/s  {terms}'
+            f'  ETA {int(eta) // 60}:{int(eta) % 60:02d}')
+    if self._live:
+      print(f'\r\033[K{line}', end='' if step < self._total else '\n', flush=True)
+    elif now - self._printed >= self._quiet_s or step == self._total:
+      print(line, flush=True)
+      self._printed = now
+    return rate
+
+  def note(self, text: str) -> None:
+    """Prints a line of its own, below the live line."""
+    print(f'\r\033[K{text}' if self._live else text, flush=True)

@@ -1,0 +1,1 @@
+"""Image and text towers, and the two-tower model built from them."""

@@ -1,0 +1,218 @@
+"""Layers that the towers share: masks, norms, attention, transformer block, heads.
+
+Parameters are fp32. Norms, softmax and masked means are computed in fp32 whatever
+the compute `dtype`.
+"""
+
+import enum
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+Array = jax.Array
+Dtype = Any
+
+
+class NormOrder(enum.Enum):
+  """Where a transformer block normalises: ViT before, BERT after each half."""
+
+  BEFORE = 'before'
+  AFTER = 'after'
+
+
+def cell_mask(
+    extent: Int[Array, 'b 4'], *, grid: tuple[int, int], stride: int
+) -> Bool[Array, 'b h w']:
+  """Which cells of a grid hold image: True if any pixel of the cell is real.
+
+  A cell covers `stride` x `stride` pixels; cell (0, 0) starts at pixel (0, 0).
+  "Any pixel" is the rule under which right and bottom padding changes nothing: an
+  image of n pixels alone has exactly ceil(n / stride) cells.
+
+  Args:
+    extent: (y0, x0, y1, x1) of the real pixels, end exclusive. An empty extent
+      has no real cell.
+    grid: rows and columns of cells.
+    stride: side of a cell in pixels.
+  """
+  y0, x0, y1, x1 = jnp.moveaxis(extent[:, None, :], -1, 0)  # [b 1] each
+
+  def touches(count: int, start: Array, end: Array) -> Array:
+    first = jnp.arange(count) * stride
+    return (first < end) & (first + stride > start) & (end > start)
+
+  rows, columns = touches(grid[0], y0, y1), touches(grid[1], x0, x1)
+  return rows[:, :, None] & columns[:, None, :]
+
+
+def l2_normalise(x: Float[Array, '... d']) -> Float[Array, '... d']:
+  """Unit vectors along the last axis, fp32; a zero vector stays zero, gradient 0."""
+  x = x.astype(jnp.float32)
+  square = jnp.sum(x * x, axis=-1, keepdims=True)
+  tiny = 1e-12
+  scale = jnp.where(square > tiny, jax.lax.rsqrt(jnp.maximum(square, tiny)), 0.0)
+  return x * scale
+
+
+def masked_mean(
+    x: Float[Array, 'b h w c'], is_cell: Bool[Array, 'b h w']
+) -> Float[Array, 'b c']:
+  """Mean over the real cells, fp32; zero for an image without any."""
+  total = jnp.einsum('bhwc,bhw->bc', x.astype(jnp.float32), is_cell.astype(jnp.float32))
+  return total / jnp.maximum(jnp.sum(is_cell, axis=(1, 2)), 1)[:, None]
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation whose statistics count real cells only.
+
+  Over a batch without one real cell the running statistics are used and stay as
+  they are. The running variance is the biased one. Under jit over a sharded batch
+  the statistics are those of the global batch.
+
+  Attributes:
+    dtype: of the output.
+    momentum: share of the old running value that an update keeps.
+    epsilon: added to the variance.
+  """
+
+  dtype: Dtype
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(
+      self, x: Float[Array, 'b h w c'], is_cell: Bool[Array, 'b h w'], *, train: bool
+  ) -> Float[Array, 'b h w c']:
+    width = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, width)
+    bias = self.param('bias', nn.initializers.zeros, width)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, width)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, width)
+    mean, var = running_mean.value, running_var.value
+    x = x.astype(jnp.float32)
+    if train and not self.is_initializing():
+      weight = is_cell.astype(jnp.float32)
+      count = jnp.sum(weight)
+      total = jnp.einsum('bhwc,bhw->c', x, weight)
+      total_square = jnp.einsum('bhwc,bhw->c', x * x, weight)
+      batch_mean = total / jnp.maximum(count, 1.0)
+      batch_var = total_square / jnp.maximum(count, 1.0) - batch_mean**2
+      mean = jnp.where(count > 0, batch_mean, mean)
+      var = jnp.where(count > 0, jnp.maximum(batch_var, 0.0), var)
+      running_mean.value += (1 - self.momentum) * (mean - running_mean.value)
+      running_var.value += (1 - self.momentum) * (var - running_var.value)
+    factor = scale * jax.lax.rsqrt(var + self.epsilon)
+    return ((x - mean) * factor + bias).astype(self.dtype)
+
+
+class Head(nn.Module):
+  """Two-layer projection into the joint space; unit vectors, fp32.
+
+  The hidden layer is as wide as the input. MGCA has BatchNorm inside; LayerNorm
+  here, so that a vector depends on its own sample only.
+
+  Source: MGCA (Wang et al., NeurIPS 2022), projection heads.
+  """
+
+  joint_dim: int
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '... c']) -> Float[Array, '... d']:
+    x = nn.Dense(x.shape[-1], dtype=self.dtype, name='dense_1')(x)
+    x = nn.relu(nn.LayerNorm(dtype=self.dtype, name='norm')(x))
+    return l2_normalise(nn.Dense(self.joint_dim, dtype=self.dtype, name='dense_2')(x))
+
+
+def transformer_dense(features: Any, *, dtype: Dtype, name: str, axis: Any = -1) -> nn.Module:
+  """A linear layer with the initial weights of BERT and ViT (std 0.02)."""
+  return nn.DenseGeneral(
+      features, axis=axis, dtype=dtype, name=name,
+      kernel_init=nn.initializers.truncated_normal(0.02))
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention; also returns the first token's attention.
+
+  `first_row` [b n s] is what the first token ([CLS]) attends to in each of the n
+  heads: fp32, before dropout, rows sum to 1 over the real tokens.
+  """
+
+  heads: int
+  dropout: float
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(
+      self, x: Float[Array, 'b s c'], is_token: Bool[Array, 'b s'], *, train: bool
+  ) -> tuple[Float[Array, 'b s c'], Float[Array, 'b n s']]:
+    width = x.shape[-1]
+    shape = (self.heads, width // self.heads)
+    query = transformer_dense(shape, dtype=self.dtype, name='query')(x)
+    key = transformer_dense(shape, dtype=self.dtype, name='key')(x)
+    value = transformer_dense(shape, dtype=self.dtype, name='value')(x)
+    # q: query tokens, s: key tokens, n: heads, e: width of a head.
+    logits = jnp.einsum('bqne,bsne->bnqs', query * shape[1]**-0.5, key,
+                        preferred_element_type=jnp.float32)
+    # Finite, so that a row without any real token is uniform and not NaN.
+    logits = jnp.where(is_token[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    weights = nn.softmax(logits, axis=-1)
+    first_row = weights[:, :, 0]
+    weights = nn.Dropout(self.dropout, deterministic=not train)(weights.astype(self.dtype))
+    mixed = jnp.einsum('bnqs,bsne->bqne', weights, value)
+    out = transformer_dense(width, axis=(-2, -1), dtype=self.dtype, name='out')(mixed)
+    return out, first_row
+
+
+class Mlp(nn.Module):
+  """The feed-forward half of a transformer block; exact (erf) GELU."""
+
+  hidden: int
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b s c']) -> Float[Array, 'b s c']:
+    width = x.shape[-1]
+    x = transformer_dense(self.hidden, dtype=self.dtype, name='dense_1')(x)
+    x = nn.gelu(x, approximate=False)
+    return transformer_dense(width, dtype=self.dtype, name='dense_2')(x)
+
+
+class Block(nn.Module):
+  """One transformer block: attention and MLP, each with residual and LayerNorm.
+
+  Returns the tokens and the first token's attention (see `Attention`).
+  """
+
+  heads: int
+  order: NormOrder
+  dropout: float
+  dtype: Dtype
+  epsilon: float = 1e-12
+
+  @nn.compact
+  def __call__(
+      self, x: Float[Array, 'b s c'], is_token: Bool[Array, 'b s'], *, train: bool
+  ) -> tuple[Float[Array, 'b s c'], Float[Array, 'b n s']]:
+    norm_1 = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name='norm_1')
+    norm_2 = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name='norm_2')
+    attention = Attention(self.heads, self.dropout, self.dtype, name='attention')
+    mlp = Mlp(4 * x.shape[-1], self.dtype, name='mlp')
+    dropout = nn.Dropout(self.dropout, deterministic=not train)
+    if self.order is NormOrder.BEFORE:
+      change, first_row = attention(norm_1(x), is_token, train=train)
+      x = x + dropout(change)
+      x = x + dropout(mlp(norm_2(x)))
+    else:
+      change, first_row = attention(x, is_token, train=train)
+      x = norm_1(x + dropout(change))
+      x = norm_2(x + dropout(mlp(x)))
+    return x, first_row
+
+
+def layer_norm(*, epsilon: float, dtype: Dtype, name: str) -> nn.LayerNorm:
+  """LayerNorm with fp32 statistics in the two-pass form that PyTorch uses."""
+  return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

@@ -1,0 +1,198 @@
+"""The two-tower model: images and reports to pooled, pixel and word vectors.
+
+Shapes of the joint space and the meaning of words and pixels: `plan_jax.shapes`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, UInt8
+
+from plan_jax import config
+from plan_jax import shapes
+from plan_jax.models import bert
+from plan_jax.models import layers
+from plan_jax.models import resnet
+from plan_jax.models import vit
+
+Array = jax.Array
+Dtype = Any
+
+_FUSION_WIDTH = 256  # channels of the fused map at most (FPN's own figure)
+
+
+def make_model(
+    settings: config.Model, *, vocab_size: int, max_pieces: int, dtype: Dtype
+) -> 'PlanModel':
+  """The model of these settings.
+
+  Args:
+    settings: towers and heads.
+    vocab_size: WordPiece ids that exist.
+    max_pieces: longest report, pieces.
+    dtype: compute dtype of towers and heads; parameters and outputs are fp32.
+
+  Raises:
+    ValueError: if there is no such pixel stage.
+  """
+  if settings.pixel_stage not in (2, 3, 4):
+    raise ValueError(f'model.pixel_stage is {settings.pixel_stage}; use 2, 3 or 4')
+  return PlanModel(settings, vocab_size, max_pieces, dtype)
+
+
+def grid_shape(settings: config.Model, image_size: int) -> tuple[int, int]:
+  """Rows and columns of the pixel grid for square images of `image_size` pixels."""
+  if settings.image in vit.VARIANTS:
+    side = image_size // vit.VARIANTS[settings.image].patch
+  else:
+    side = -(-image_size // 2**(settings.pixel_stage + 1))
+  return side, side
+
+
+def normalise_image(
+    image: UInt8[Array, 'b h w'], extent: Int[Array, 'b 4']
+) -> Float[Array, 'b h w 1']:
+  """Grey values as -1..1 (mean 0.5, deviation 0.5); zero outside `extent`."""
+  is_real = layers.cell_mask(extent, grid=image.shape[1:3], stride=1)
+  grey = (image.astype(jnp.float32) / 255 - 0.5) / 0.5
+  return jnp.where(is_real, grey, 0.0)[..., None]
+
+
+class PixelFusion(nn.Module):
+  """A ResNet stage map enriched with the semantics of the last one.
+
+  Lateral 1x1 convolution of the map plus the 1x1-projected last map, repeated to the
+  finer grid; each fine cell reads the coarse cell that contains it.
+
+  Source: FPN (Lin et al., CVPR 2017), one top-down step, without the final 3x3
+  convolution.
+  """
+
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(
+      self, fine: Float[Array, 'b h w c'], coarse: Float[Array, 'b y x k']
+  ) -> Float[Array, 'b h w f']:
+    width = min(_FUSION_WIDTH, fine.shape[-1])
+    lateral = nn.Dense(width, dtype=self.dtype, name='lateral')(fine)
+    top_down = nn.Dense(width, dtype=self.dtype, name='top_down')(coarse)
+    for axis in (1, 2):
+      ratio = -(-fine.shape[axis] // coarse.shape[axis])
+      top_down = jnp.repeat(top_down, ratio, axis=axis)
+    return lateral + top_down[:, :fine.shape[1], :fine.shape[2]]
+
+
+class PlanModel(nn.Module):
+  """Towers, heads, and the learned parameters of the similarities.
+
+  Collections: `params`, and `batch_stats` with a ResNet. The random stream of the
+  text tower's dropout is called `dropout`.
+  """
+
+  settings: config.Model
+  vocab_size: int
+  max_pieces: int
+  dtype: Dtype
+
+  def setup(self):
+    settings = self.settings
+    if settings.image in vit.VARIANTS:
+      self.image_tower = vit.ViT(vit.VARIANTS[settings.image], self.dtype)
+    else:
+      self.image_tower = resnet.ResNet(resnet.VARIANTS[settings.image], self.dtype)
+      if settings.pixel_stage < 4:
+        self.pixel_fusion = PixelFusion(self.dtype)
+    self.text_tower = bert.Bert(
+        bert.VARIANTS[settings.text], self.vocab_size, self.max_pieces, settings.dropout,
+        self.dtype)
+    self.image_global = layers.Head(settings.joint_dim, self.dtype)
+    self.image_local = layers.Head(settings.joint_dim, self.dtype)
+    self.text_global = layers.Head(settings.joint_dim, self.dtype)
+    self.text_local = layers.Head(settings.joint_dim, self.dtype)
+    if settings.relation is config.Relation.LEARNED:
+      self.relation = self.param(
+          'relation', nn.initializers.zeros, (settings.joint_dim, settings.joint_dim))
+    if settings.learn_temperature:
+      self.log_temperature = self.param(
+          'log_temperature', nn.initializers.constant(jnp.log(settings.temperature)), ())
+
+  def __call__(self, batch: shapes.Batch, *, train: bool) -> shapes.Outputs:
+    """Both branches, and the parameters of the similarities."""
+    dim = self.settings.joint_dim
+    learned = self.settings.relation is config.Relation.LEARNED
+    return shapes.Outputs(
+        image=self.encode_image(batch.image, batch.extent, train=train),
+        text=self.encode_text(batch.pieces, batch.piece_word, batch.word_form, train=train),
+        relation=self.relation if learned else jnp.zeros((dim, dim)),
+        temperature=(
+            jnp.exp(self.log_temperature) if self.settings.learn_temperature
+            else jnp.float32(self.settings.temperature)))
+
+  def encode_image(
+      self, image: UInt8[Array, 'b h w'], extent: Int[Array, 'b 4'], *, train: bool
+  ) -> shapes.ImageFeatures:
+    """Image vectors; pixels of padding are zero vectors.
+
+    Args:
+      image: grey values 0..255; what lies outside `extent` is ignored.
+      extent: (y0, x0, y1, x1) of the real pixels, end exclusive; may be empty.
+      train: BatchNorm uses and updates batch statistics.
+    """
+    image = normalise_image(image, extent)
+    if self.settings.image in vit.VARIANTS:
+      tokens = self.image_tower(image, extent, train=train)
+      pooled, pixels, is_pixel = tokens.pooled, tokens.patches, tokens.is_patch
+    else:
+      maps = self.image_tower(image, extent, train=train)
+      pooled, index = maps.pooled, self.settings.pixel_stage - 1
+      pixels = maps.stages[index]
+      if self.settings.pixel_stage < 4:
+        pixels = self.pixel_fusion(pixels, maps.stages[-1])
+      pixels = pixels.reshape(pixels.shape[0], -1, pixels.shape[-1])
+      is_pixel = maps.is_cell[index].reshape(pixels.shape[:2])
+    return shapes.ImageFeatures(
+        pooled=self.image_global(pooled),
+        pixels=jnp.where(is_pixel[..., None], self.image_local(pixels), 0.0),
+        is_pixel=is_pixel,
+        backbone=pooled.astype(jnp.float32))
+
+  def encode_text(
+      self,
+      pieces: Int[Array, 'b s'],
+      piece_word: Int[Array, 'b s'],
+      word_form: Int[Array, 'b t'],
+      *,
+      train: bool,
+      keep: Bool[Array, 'b t'] | None = None,
+  ) -> shapes.TextFeatures:
+    """Report and word vectors; a word is the sum of its pieces' hidden states.
+
+    A word none of whose pieces is seen by the tower is no word.
+
+    Args:
+      pieces: [CLS] pieces... [SEP], then 0.
+      piece_word: word of each piece, or -1.
+      word_form: -1 where there is no word.
+      train: with dropout.
+      keep: reports are encoded as if they consisted of these words only (see
+        `bert.delete_words`); None encodes them in full.
+    """
+    if keep is not None:
+      short = bert.delete_words(pieces, piece_word, keep=keep & (word_form >= 0))
+      pieces, piece_word = short.pieces, short.piece_word
+    tokens = self.text_tower(pieces, train=train)
+    hidden = tokens.hidden
+    word_of = jax.nn.one_hot(piece_word, word_form.shape[1], dtype=hidden.dtype)
+    is_word = (word_form >= 0) & jnp.any(word_of > 0, axis=1)
+    words = jnp.einsum('bst,bsc->btc', word_of, hidden, preferred_element_type=jnp.float32)
+    attention = jnp.einsum('bst,bs->bt', word_of.astype(jnp.float32), tokens.attention)
+    pooled = hidden[:, 0]
+    return shapes.TextFeatures(
+        pooled=self.text_global(pooled),
+        words=jnp.where(is_word[..., None], self.text_local(words), 0.0),
+        is_word=is_word,
+        attention=jax.lax.stop_gradient(jnp.where(is_word, attention, 0.0)),
+        backbone=pooled.astype(jnp.float32))

@@ -1,0 +1,1 @@
+"""Training objectives: which losses, put together how, make a method."""

@@ -1,0 +1,187 @@
+"""The training step: one compiled, sharded, donated function for all stages."""
+
+from typing import Any, Callable
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from plan_jax import config as config_lib
+from plan_jax import mesh as mesh_lib
+from plan_jax import optim
+from plan_jax import shapes
+from plan_jax.models import plan as plan_model
+from plan_jax.objectives import convirt
+from plan_jax.objectives import plan
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[['TrainState', shapes.Batch, shapes.StageValues], tuple['TrainState', Metrics]]
+
+
+@struct.dataclass
+class TrainState:
+  """All that a run carries from step to step; parameters are fp32 masters.
+
+  `key` is the root key and the only random state there is: each step folds its
+  number in. `ema` is the teacher of method (13), empty with `teacher=self`.
+  `skipped` counts the steps whose loss or gradient was not finite.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  ema: Any
+  opt_state: Any
+  key: jax.Array
+  skipped: jax.Array
+
+
+def compute_dtype(precision: config_lib.Precision) -> jnp.dtype:
+  """Compute dtype of the towers; `auto` is bf16 on TPU and on GPU, else fp32.
+
+  XLA's bf16 on CPU is slower than its fp32.
+  """
+  if precision == config_lib.Precision.AUTO:
+    on_cpu = jax.default_backend() == 'cpu'
+    precision = config_lib.Precision.FLOAT32 if on_cpu else config_lib.Precision.BFLOAT16
+  return jnp.dtype(str(precision))
+
+
+def build_model(config: config_lib.Config, *, vocab_size: int) -> plan_model.PlanModel:
+  """The towers and heads that `config` asks for."""
+  return plan_model.make_model(
+      config.model,
+      vocab_size=vocab_size,
+      max_pieces=config.data.max_pieces,
+      dtype=compute_dtype(config.train.precision),
+  )
+
+
+def empty_batch(settings: config_lib.Data, *, size: int) -> shapes.Batch:
+  """A batch of `size` blank pairs, for shapes and initialisation."""
+  image = np.zeros((size, settings.image_size, settings.image_size), np.uint8)
+  extent = np.tile(np.array([0, 0, settings.image_size, settings.image_size], np.int32), (size, 1))
+  return shapes.Batch(
+      image=image,
+      extent=extent,
+      pieces=np.zeros((size, settings.max_pieces), np.int32),
+      piece_word=np.full((size, settings.max_pieces), -1, np.int32),
+      word_form=np.full((size, settings.max_words), -1, np.int32),
+      is_negation=np.zeros((size, settings.max_words), bool),
+  )
+
+
+def init_state(
+    model: plan_model.PlanModel,
+    optimizer: optax.GradientTransformation,
+    *,
+    config: config_lib.Config,
+) -> TrainState:
+  """A fresh state from `config.train.seed`; call it under `jax.jit` to place it."""
+  key = jax.random.PRNGKey(config.train.seed)
+  variables = model.init(
+      {'params': key, 'dropout': key}, empty_batch(config.data, size=2), train=False)
+  params = variables['params']
+  with_ema = _uses_ema(config.objective)
+  return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=variables.get('batch_stats', {}),
+      ema=jax.tree.map(jnp.copy, params) if with_ema else {},
+      opt_state=optimizer.init(params),
+      key=jax.random.fold_in(key, 1),
+      skipped=jnp.zeros((), jnp.int32),
+  )
+
+
+def make_train_step(
+    model: plan_model.PlanModel,
+    optimizer: optax.GradientTransformation,
+    *,
+    config: config_lib.Config,
+    mesh: jax.sharding.Mesh,
+) -> TrainStep:
+  """Compiles the step over `mesh`: batch split over `data`, state replicated and donated.
+
+  The stage is data, so one compilation serves all stages. A step whose loss or
+  gradient is not finite changes nothing but the step and skip counters.
+  """
+  settings = config.objective
+  grid = plan_model.grid_shape(config.model, config.data.image_size)
+  schedule = optim.learning_rate(config.optim, total_steps=config.train.steps)
+
+  def train_step(state, batch, stage):
+    key = jax.random.fold_in(state.key, state.step)
+    dropout_key, text_key, objective_key = jax.random.split(key, 3)
+
+    def objective(params):
+      variables = {'params': params, 'batch_stats': state.batch_stats}
+      outputs, updates = model.apply(
+          variables, batch, train=True, rngs={'dropout': dropout_key}, mutable=['batch_stats'])
+      if settings.name == config_lib.ObjectiveName.CONVIRT:
+        return convirt.convirt_loss(outputs), updates
+
+      def short_text(keep):
+        return model.apply(
+            variables, batch.pieces, batch.piece_word, batch.word_form, keep=keep, train=True,
+            rngs={'dropout': text_key}, method='encode_text').pooled
+
+      def teach():
+        if not _uses_ema(settings):
+          return jax.lax.stop_gradient(outputs)
+        ema = {'params': state.ema, 'batch_stats': state.batch_stats}
+        return jax.lax.cond(
+            (stage.refine_weight > 0) | (stage.reliability > 0),
+            lambda: jax.lax.stop_gradient(model.apply(ema, batch, train=False)),
+            lambda: jax.lax.stop_gradient(outputs),
+        )
+
+      terms = plan.plan_loss(
+          outputs, batch, teacher=teach(), stage=stage, settings=settings, grid=grid,
+          rng=objective_key, short_text=short_text)
+      return terms, updates
+
+    def total(params):
+      terms, updates = objective(params)
+      return terms.total, (terms, updates)
+
+    grads, (terms, updates) = jax.grad(total, has_aux=True)(state.params)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm)
+
+    changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    ema = jax.tree.map(
+        lambda old, new: settings.ema_decay * old + (1 - settings.ema_decay) * new,
+        state.ema, params) if _uses_ema(settings) else {}
+    updated = (params, updates.get('batch_stats', {}), ema, opt_state)
+    current = (state.params, state.batch_stats, state.ema, state.opt_state)
+    params, batch_stats, ema, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), updated, current)
+    new_state = state.replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, ema=ema,
+        opt_state=opt_state, skipped=state.skipped + ~finite)
+    metrics = {
+        'loss': terms.total,
+        **{f'loss_{name}': value for name, value in terms.parts.items()},
+        **terms.diagnostics,
+        'grad_norm': grad_norm,
+        'lr': schedule(state.step),
+        'skipped_steps': new_state.skipped,
+    }
+    return new_state, metrics
+
+  everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
+  return jax.jit(
+      train_step,
+      donate_argnums=0,
+      in_shardings=(everywhere, rows, everywhere),
+      out_shardings=everywhere,
+  )
+
+
+def _uses_ema(settings: config_lib.Objective) -> bool:
+  return (settings.name == config_lib.ObjectiveName.PLAN
+          and settings.teacher == config_lib.Teacher.EMA)

@@ -1,0 +1,245 @@
+r"""Pre-trains a model: records in, checkpoints, curves, pictures and figures out.
+
+  python -m plan_jax.train --config=configs/demo.py --workdir=runs/demo \
+      --config.data.records=runs/demo/records
+
+Run the same command again to continue a run that stopped. The loop's contract:
+  1. the batch, the stage and the random key of a step depend on its number only;
+  2. a checkpoint of step n holds the state after n steps, and is written after
+     the metrics of step n;
+  3. the last step of each stage is validated and checkpointed, whatever the rhythm.
+"""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+import signal
+import sys
+import time
+from typing import Any, Iterator
+
+from absl import app
+from absl import flags
+import jax
+from ml_collections import config_flags
+
+from plan_jax import checkpoint
+from plan_jax import config as config_lib
+from plan_jax import errors
+from plan_jax import evaluation
+from plan_jax import inference
+from plan_jax import mesh as mesh_lib
+from plan_jax import metrics
+from plan_jax import optim
+from plan_jax import report
+from plan_jax import shapes
+from plan_jax import stages
+from plan_jax import step as step_lib
+from plan_jax.data import pipeline
+from plan_jax.data import records as records_lib
+from plan_jax.data import tokenize
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, such as configs/demo.py; any setting can be changed with '
+    '--config.group.key=value.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory of the run: checkpoints, metrics, pictures. A run found there is '
+    'continued.')
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class TrainingError(errors.UserError):
+  """A run that cannot go on."""
+
+
+def train(config: config_lib.Config, workdir: Path) -> None:
+  """Runs, or continues, the training that `config` describes, in `workdir`.
+
+  Raises:
+    UserError: records, checkpoint or workdir cannot be used; the message says why.
+  """
+  _make_workdir(workdir)
+  print(f'reading records: {config.data.records or "(none given)"}', flush=True)
+  if not config.data.records:
+    raise TrainingError('config.data.records is empty; give the directory that '
+                        'plan_jax.data.prepare wrote: --config.data.records=DIR')
+  card = records_lib.read_card(config.data.records)
+  vocabulary = tokenize.read_vocabulary(records_lib.vocabulary_path(config.data.records))
+  tokenizer = tokenize.Tokenizer(
+      vocabulary, max_pieces=config.data.max_pieces, max_words=config.data.max_words)
+  records = records_lib.Records(config.data.records, 'train')
+  mesh = mesh_lib.make_mesh()
+  if config.train.batch_size % mesh.size:
+    raise TrainingError(f'config.train.batch_size = {config.train.batch_size}: must be a multiple '
+                        f'of the {mesh.size} devices')
+
+  model = step_lib.build_model(config, vocab_size=len(vocabulary))
+  optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
+  init = jax.jit(lambda: step_lib.init_state(model, optimizer, config=config),
+                 out_shardings=mesh_lib.replicated(mesh))
+  schedule = stages.schedule(config.stages, total_steps=config.train.steps)
+  checkpoints = checkpoint.Checkpoints(
+      workdir / 'checkpoints', stage_ends=list(schedule.last_steps.values()),
+      keep_newest=config.train.keep_newest)
+
+  run = _Run(config=config, workdir=workdir, schedule=schedule, checkpoints=checkpoints,
+             vocabulary=vocabulary, content_hash=card['content_hash'])
+  if checkpoints.latest_step() is None:
+    print(f'new run: {len(records)} training pairs, {mesh.size} {jax.default_backend()} device(s)',
+          flush=True)
+    state = init()
+  else:
+    print(f'continuing from step {checkpoints.latest_step()} of {config.train.steps}', flush=True)
+    state = checkpoints.restore(
+        jax.eval_shape(init), config=config, vocabulary=vocabulary,
+        content_hash=card['content_hash'], sharding=mesh_lib.replicated(mesh))
+  (workdir / 'config.json').write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n')
+  parameters = sum(x.size for x in jax.tree.leaves(state.params))
+  print(f'{parameters / 1e6:.1f} M parameters; compiling the step (once for all stages)', flush=True)
+
+  train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
+  batches = pipeline.batches(
+      records, tokenizer=tokenizer, settings=config.data, batch_size=config.train.batch_size,
+      seed=config.train.seed, start_step=int(state.step),
+      host=jax.process_index(), hosts=jax.process_count())
+  with contextlib.closing(pipeline.to_device(batches, mesh_lib.split(mesh))) as device_batches:
+    state = run.loop(state, train_step, device_batches)
+  run.finish(state)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Run:
+  """What the loop needs besides the state."""
+
+  config: config_lib.Config
+  workdir: Path
+  schedule: stages.Schedule
+  checkpoints: checkpoint.Checkpoints
+  vocabulary: list[str]
+  content_hash: str
+
+  def loop(
+      self, state: step_lib.TrainState, train_step: step_lib.TrainStep,
+      batches: Iterator[shapes.Batch],
+  ) -> step_lib.TrainState:
+    """Steps to the end, logging, validating and saving on the way."""
+    settings, start = self.config.train, int(state.step)
+    writer = metrics.Writer(self.workdir, start_step=start)
+    progress = metrics.Progress(
+        total_steps=settings.steps, start_step=start, batch_size=settings.batch_size)
+    stop = _StopSignal()
+    skipped_before, skipped_since = int(state.skipped), start
+    ends = set(self.schedule.last_steps.values())
+    for step in range(start + 1, settings.steps + 1):
+      state, values = train_step(state, next(batches), self.schedule.values(step - 1))
+      if step % settings.log_every == 0 or step == settings.steps:
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        if values['skipped_steps'] - skipped_before < step - skipped_since:
+          skipped_since = step
+        elif step - skipped_since >= MAX_SKIPPED_IN_A_ROW:
+          raise TrainingError(
+              f'step {step}: loss or gradient was not finite for {step - skipped_since} steps in a '
+              f'row; lower config.optim.lr (now {self.config.optim.lr:g}) and start from the last '
+              f'checkpoint, step {self.checkpoints.latest_step()}')
+        skipped_before = values['skipped_steps']
+        losses = {k: v for k, v in values.items() if k.startswith('loss')}
+        rate = progress.update(step, stage=self.schedule.name(step - 1), losses=losses)
+        writer.write(step, {'stage': self.schedule.name(step - 1), 'pairs_per_s': rate, **values})
+      validate = step % settings.eval_every == 0 or step in ends
+      save = step % settings.checkpoint_every == 0 or step in ends or stop.asked
+      if validate or save:
+        began = time.monotonic()
+        found = self.validate(state) if validate else {}
+        if found:
+          writer.write(step, found)
+          progress.note(f'validation at step {step}: ' + ', '.join(
+              f'{name.removeprefix("val_")} {value:.3f}' for name, value in found.items()))
+        if save:
+          self.checkpoints.save(state, about=self.about(step, found))
+        progress.pause(time.monotonic() - began)
+      if stop.asked:
+        self.checkpoints.close()
+        writer.close()
+        raise SystemExit(f'stopped at step {step}, saved; the same command continues')
+    self.checkpoints.close()
+    writer.close()
+    return state
+
+  def about(self, step: int, found: dict[str, float]) -> dict[str, Any]:
+    """What the checkpoint of `step` says of itself."""
+    return checkpoint.describe(
+        self.config, vocabulary=self.vocabulary, stage=self.schedule.name(step - 1),
+        content_hash=self.content_hash, examples_seen=step * self.config.train.batch_size,
+        metrics=found)
+
+  def model(self, state: step_lib.TrainState) -> inference.Model:
+    """The present weights, ready for evaluation."""
+    return inference.Model(
+        self.config, self.vocabulary,
+        {'params': state.params, 'batch_stats': state.batch_stats})
+
+  def validate(self, state: step_lib.TrainState) -> dict[str, float]:
+    """Retrieval and grounding on the first `train.eval_pairs` validation pairs."""
+    return evaluation.validate(
+        self.model(state), self.config.data.records, max_pairs=self.config.train.eval_pairs)
+
+  def finish(self, state: step_lib.TrainState) -> None:
+    """Test figures, curves, pictures, and where they are."""
+    settings = self.config.evaluation
+    out = self.workdir / 'eval'
+    print(f'evaluating on the test split (up to {settings.max_pairs} pairs)', flush=True)
+    results = evaluation.evaluate(
+        self.model(state), self.config.data.records, split='test', max_pairs=settings.max_pairs,
+        prompts=settings.prompts or None, pictures=settings.pictures, out=out)
+    report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
+    print(evaluation.table(results))
+    print(f'\ncheckpoint  {self.checkpoints.directory / str(int(state.step))}\n'
+          f'figures     {out / "metrics.json"}\n'
+          f'pictures    {out / "grounding.png"}, {self.workdir / "curves.png"}')
+
+
+class _StopSignal:
+  """Remembers that SIGTERM or Ctrl-C came, so that the loop saves before it ends."""
+
+  def __init__(self):
+    self.asked = False
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._ask)
+
+  def _ask(self, number, frame):
+    del frame
+    self.asked = True
+    print('\nstopping after this step', flush=True)
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
+
+
+def _make_workdir(workdir: Path) -> None:
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / '.writable'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise TrainingError(f'--workdir={workdir}: cannot be written ({error.strerror}); '
+                        'choose another or mend its permissions') from error
+
+
+def main(argv: list[str]) -> None:
+  """Command line."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+  train(config_lib.resolve(_CONFIG.value), Path(_WORKDIR.value).absolute())
+
+
+def cli() -> None:
+  """Runs `main`; an error that the user can mend is one line, not a traceback."""
+  flags.mark_flags_as_required(['config', 'workdir'])
+  try:
+    app.run(main)
+  except errors.UserError as error:
+    sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+  cli()

@@ -1,0 +1,90 @@
+"""The architecture's rules, checked on the import statements."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEVELS = [  # a module imports only from its own level and those above it in this list
+    {'errors', 'shapes', 'config'},
+    {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics'},
+    {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'report'},
+    {'train', 'eval_zero_shot', 'data.prepare'},
+]
+OWNERS = {  # each heavy dependency has one owner
+    'grain': {'plan_jax.data.pipeline'},
+    'orbax': {'plan_jax.checkpoint'},
+    'tensorflow_datasets': {'plan_jax.data.records'},
+    'array_record': {'plan_jax.data.records', 'plan_jax.data.writer'},
+    'tensorboardX': {'plan_jax.metrics'},
+    'matplotlib': {'plan_jax.report', 'plan_jax.data.phantom.preview'},
+    'sklearn': {'plan_jax.evals.zero_shot'},
+    'torch': set(),
+    'tensorflow': set(),
+    'pickle': set(),
+}
+
+
+def _modules() -> dict[str, Path]:
+  files = sorted((ROOT / 'plan_jax').rglob('*.py'))
+  return {'.'.join(f.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): f
+          for f in files}
+
+
+def _imports(path: Path) -> set[str]:
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path}: relative import'
+      found |= {f'{node.module}.{alias.name}' for alias in node.names} | {node.module}
+  return found
+
+
+def _level(module: str) -> int:
+  name = module.removeprefix('plan_jax.')
+  for number, names in reversed(list(enumerate(LEVELS))):
+    if name in names or name.split('.')[0] in names:
+      return number
+  raise AssertionError(f'{module}: belongs to no level; add it to LEVELS')
+
+
+MODULES = _modules()
+EDGES = {module: {i for i in _imports(path) if i in MODULES} - {'plan_jax', module}
+         for module, path in MODULES.items() if module != 'plan_jax'}
+
+
+@pytest.mark.parametrize('module', EDGES)
+def test_imports_point_down(module):
+  for other in EDGES[module]:
+    assert _level(other) <= _level(module), f'{module} imports {other}, which lies above it'
+    assert _level(other) < len(LEVELS) - 1, f'{module} imports the entry point {other}'
+
+
+def test_no_cycles():
+  done: set[str] = set()
+
+  def visit(module, trail):
+    assert module not in trail, ' -> '.join([*trail, module])
+    if module not in done:
+      for other in EDGES[module]:
+        visit(other, [*trail, module])
+      done.add(module)
+
+  for module in EDGES:
+    visit(module, [])
+
+
+@pytest.mark.parametrize('package', OWNERS)
+def test_heavy_dependencies_have_one_owner(package):
+  users = {module for module, path in MODULES.items()
+           if any(i.split('.')[0] == package for i in _imports(path))}
+  assert users <= OWNERS[package]
+
+
+def test_files_stay_small():
+  long = {str(path): lines for path in MODULES.values()
+          if (lines := path.read_text().count('\n')) > 400}
+  assert not long
