@@ -140,7 +140,7 @@ def make_train_step(
 
       terms = plan.plan_loss(
           outputs, batch, teacher=teach(), stage=stage, settings=settings, grid=grid,
-          rng=objective_key, short_text=short_text)
+          rng=objective_key, short_text=short_text, devices=mesh.size)
       return terms, updates
 
     def total(params):

@@ -1,5 +1,6 @@
 """Tests of plan_jax.data.tokenize."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -262,7 +263,7 @@ def test_real_vocabularies_on_real_reports(tmp_path, name):
   data = _real_data()
   vocabulary = tokenize.read_vocabulary(data / 'tokenizers' / name)
   with open(data / 'iu_reports' / 'reports.jsonl', encoding='utf-8') as file:
-    rows = [json.loads(line) for _, line in zip(range(400), file)]
+    rows = [json.loads(line) for line in itertools.islice(file, 400)]
   texts = [f"{row['findings']} {row['impression']}".strip() for row in rows]
   assert _unknown_share(texts, vocabulary) < 0.01
   oracle = _oracle(vocabulary, tmp_path, lower='uncased' in name)

@@ -15,6 +15,7 @@ from plan_jax.data import rows as rows_lib
 
 MAX_PIXELS = 100_000_000
 JPEG_QUALITY = 95
+_TOO_LARGE = f'more than {MAX_PIXELS // 10**6} megapixels'
 _SLACK = 1.5  # pixels by which a box may stick out of the picture, then clipped
 
 _Reason = rows_lib.Reason
@@ -56,7 +57,8 @@ def make(item: rows_lib.Item, *, size: int) -> rows_lib.Outcome:
       split=item.split, labels=tuple(dict.fromkeys(labels)), phrases=tuple(phrases))
   digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
   return rows_lib.Outcome(
-      example=example, pixels=digest, original=(width, height), stored=stored.shape[::-1],
+      example=example, id=item.id, split=item.split, pixels=digest,
+      original=(width, height), stored=stored.shape[::-1],
       sources=tuple(sources), rejects=tuple(rejects))
 
 
@@ -69,11 +71,14 @@ def _open(path: str) -> Image.Image:
   """Reads the header only; refuses what is too large to decode."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-    picture = Image.open(path, formats=('JPEG', 'PNG'))
+    try:
+      picture = Image.open(path, formats=('JPEG', 'PNG'))
+    except Image.DecompressionBombError as error:  # PIL's own limit, above ours
+      raise Image.DecompressionBombError(_TOO_LARGE) from error
   width, height = picture.size
   if width * height > MAX_PIXELS:
-    raise Image.DecompressionBombError(
-        f'{width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels')
+    picture.close()
+    raise Image.DecompressionBombError(f'{width} x {height} pixels, {_TOO_LARGE}')
   return picture
 
 

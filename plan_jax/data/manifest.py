@@ -8,11 +8,13 @@ column name costs a second and not an hour. Rows that cannot be used become
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pathlib
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
+from plan_jax import errors
 from plan_jax.data import columns
 from plan_jax.data import rows as rows_lib
 
@@ -20,7 +22,7 @@ _Reason = rows_lib.Reason
 _TRAIN_SHARE, _VAL_SHARE = 0.90, 0.05  # of the patients, where no split is given
 
 
-class ManifestError(ValueError):
+class ManifestError(errors.UserError):
   """A manifest that cannot be used as a whole."""
 
 
@@ -54,8 +56,8 @@ def read_manifests(
   """
   good, rejects, notes, total, with_text = [], [], [], 0, set()
   for path in paths:
-    name = _short_name(path)
-    if sum(_short_name(other) == name for other in paths) > 1:
+    name = short_name(path)
+    if sum(short_name(other) == name for other in paths) > 1:
       raise ManifestError(
           f'two manifests are called {name}; give each once, or rename a folder so that '
           'rejects.jsonl can tell them apart.')
@@ -94,7 +96,7 @@ def split_of(patient: str) -> str:
   return 'val' if share < _TRAIN_SHARE + _VAL_SHARE else 'test'
 
 
-def _short_name(path: str) -> str:
+def short_name(path: str) -> str:
   """Folder and file name: tells manifests apart, and names no machine."""
   return '/'.join(pathlib.Path(os.path.abspath(path)).parts[-2:])
 
@@ -114,7 +116,8 @@ def _lines(path: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     with open(path, 'rb') as file:
       content = file.read()
   except OSError as error:
-    raise ManifestError(f'cannot read manifest {path}: {error.strerror}.') from error
+    raise ManifestError(
+        f'cannot read manifest {path}: {error.strerror}; check the path.') from error
   yield from _jsonl(content, path) if suffix == '.jsonl' else _csv(content, path)
 
 
@@ -143,8 +146,7 @@ def _csv(content: bytes, path: str) -> Iterator[tuple[int, dict[str, Any] | str]
     line = content[:error.start].count(b'\n') + 1
     raise ManifestError(f'{path} is not UTF-8 (line {line}); convert it first.') from error
   csv.field_size_limit(2**24)  # Reports and annotations outgrow the default of 128 KiB.
-  lines = text.splitlines(keepends=True)
-  reader = csv.DictReader(lines, strict=True)
+  reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
   start = 2
   while True:
     try:
@@ -161,7 +163,8 @@ def _csv(content: bytes, path: str) -> Iterator[tuple[int, dict[str, Any] | str]
       yield number, row
 
 
-def _check_columns(objects: Sequence[dict[str, Any]], *, path: str, keys: columns.Keys) -> list[str]:
+def _check_columns(
+    objects: Sequence[dict[str, Any]], *, path: str, keys: columns.Keys) -> list[str]:
   """Raises where a column is absent throughout; returns notes for the screen."""
   names = sorted({key for row in objects for key in row if key})
   found = f'columns found: {", ".join(names)}'
@@ -175,7 +178,7 @@ def _check_columns(objects: Sequence[dict[str, Any]], *, path: str, keys: column
                 and not columns.is_indicator(row['labels'])), None)
   if mixed is not None and not keys.labels:
     options = ', '.join(f'labels.{key}' for key in sorted(mixed))
-    return [f'{_short_name(path)}: `labels` is a mapping; no classes taken. Choose with '
+    return [f'{short_name(path)}: `labels` is a mapping; no classes taken. Choose with '
             f'--label-key ({options}).']
   return []
 
@@ -195,7 +198,7 @@ def _check_text_manifests(good, *, with_text: set[str], paths: Sequence[str], ke
   """A manifest may lack the text column only if another one has text for its images."""
   told = {row.image for row in good if row.manifest in with_text}
   for path in paths:
-    name = _short_name(path)
+    name = short_name(path)
     if name in with_text:
       continue
     if not any(row.image in told for row in good if row.manifest == name):
@@ -223,7 +226,7 @@ def _group(good: Iterable[rows_lib.Row]):
 def _contradiction(
     row: rows_lib.Row, group: Sequence[rows_lib.Row]) -> rows_lib.Reject | None:
   where = f'line {group[0].line} of {group[0].manifest}'
-  for name in ('id', 'patient', 'split'):
+  for name in ('patient', 'split'):
     new, old = getattr(row, name), next(filter(None, (getattr(r, name) for r in group)), '')
     if new and old and new != old:
       reason = _Reason.PATIENT_IN_TWO_SPLITS if name == 'split' else _Reason.CONFLICT

@@ -8,14 +8,22 @@ record is a serialised `tf.train.Example` laid out as tfds lays it out, hence
 This module is the only one that touches tfds.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from array_record.python import array_record_data_source
+from array_record.python import array_record_module
 import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_info
+from tensorflow_datasets.core import naming
+from tensorflow_datasets.core import splits as splits_lib
 from tensorflow_datasets.proto import tf_example_pb2
+
+from plan_jax import errors
 
 DATASET_NAME = 'plan_records'
 SPLITS = ('train', 'val', 'test')
@@ -23,8 +31,11 @@ CARD_NAME = 'dataset.json'
 VOCABULARY_NAME = 'vocab.txt'
 FORMAT_VERSION = 1
 
+# One record a chunk, for random reads; the pictures are compressed already.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
 
-class RecordsError(ValueError):
+
+class RecordsError(errors.UserError):
   """Records that cannot be read; the message names the path and the fix."""
 
 
@@ -137,6 +148,25 @@ def shard_names(split: str, shards: int) -> list[str]:
   return [f'{DATASET_NAME}-{split}.array_record-{i:05d}-of-{shards:05d}' for i in range(shards)]
 
 
+@contextlib.contextmanager
+def shard_writer(path: pathlib.Path) -> Iterator[array_record_module.ArrayRecordWriter]:
+  """An ArrayRecord writer, closed at the end in any case."""
+  writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+  try:
+    yield writer
+  finally:
+    writer.close()
+
+
+def read_shard(path: pathlib.Path) -> list[bytes]:
+  """All records of a file that `shard_writer` wrote."""
+  reader = array_record_module.ArrayRecordReader(str(path))
+  try:
+    return reader.read_all()
+  finally:
+    reader.close()
+
+
 def encode(example: Example) -> bytes:
   """Serialises to the `tf.train.Example` that tfds reads; equal input, equal bytes."""
   boxes = [phrase.boxes for phrase in example.phrases]
@@ -189,3 +219,49 @@ def decode(record: bytes) -> Example:
 
 def _strings(feature: Mapping[str, Any], key: str) -> Sequence[str]:
   return [value.decode('utf-8') for value in feature[key].bytes_list.value]
+
+
+def write_tfds_files(
+    directory: str | pathlib.Path, *, shards: Mapping[str, Sequence[int]],
+    sizes: Mapping[str, int]):
+  """Writes `features.json` and `dataset_info.json`.
+
+  Args:
+    directory: where the shards are.
+    shards: split -> rows of each shard; splits without rows are left out.
+    sizes: split -> bytes.
+  """
+  identity = dataset_info.DatasetIdentity(
+      name=DATASET_NAME, version=tfds.core.Version(f'{FORMAT_VERSION}.0.0'),
+      data_dir=str(directory), module_name='plan_jax')
+  info = tfds.core.DatasetInfo(
+      builder=identity, features=_tfds_features(),
+      description='Medical images with report text; see dataset.json.')
+  info.set_file_format('array_record')
+  template = naming.ShardedFileTemplate(
+      data_dir=directory, dataset_name=DATASET_NAME, filetype_suffix='array_record')
+  info.set_splits(splits_lib.SplitDict([
+      splits_lib.SplitInfo(
+          name=split, shard_lengths=list(lengths), num_bytes=sizes[split],
+          filename_template=template.replace(split=split))
+      for split, lengths in shards.items() if lengths]))
+  info.write_to_directory(str(directory))
+
+
+def _tfds_features() -> tfds.features.FeaturesDict:
+  """What tfds is told about the layout that `encode` writes."""
+  features = tfds.features
+  text = features.Text()
+  return features.FeaturesDict({
+      'id': text,
+      'image': features.Image(shape=(None, None, 1), encoding_format='jpeg'),
+      'text': text,
+      'patient': text,
+      'split': text,
+      'labels': features.Sequence(text),
+      'phrases': features.Sequence({
+          'text': text, 'category': text,
+          'mask': features.Tensor(shape=(), dtype=np.object_)}),
+      'boxes': features.Sequence({
+          'box': features.Tensor(shape=(4,), dtype=np.float32), 'phrase': np.int64}),
+  })

@@ -85,6 +85,8 @@ class Outcome:
   """What a worker made of an item: an example or rejects, or both."""
 
   example: records.Example | None
+  id: str = ''
+  split: str = ''
   pixels: str = ''  # hash of the decoded picture
   original: tuple[int, int] = (0, 0)  # (width, height) of the file
   stored: tuple[int, int] = (0, 0)  # (width, height) of the record

@@ -23,6 +23,8 @@ from tokenizers import normalizers
 from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
+from plan_jax import errors
+
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 # Cues that turn what stands next to them into its opposite. "Free" is one only in
 # "free of" and "free from" ("free air" is a finding). "Resolved" is none: it says
@@ -34,7 +36,7 @@ _HIDDEN_WORD = 'xxxx'  # de-identification mark of the Indiana University report
 _MAX_ALPHABET = 1000  # characters, as in BERT's own vocabularies
 
 
-class TokenizerError(ValueError):
+class TokenizerError(errors.UserError):
   """A vocabulary that cannot be used; the message names it and the fix."""
 
 
@@ -99,24 +101,26 @@ class Tokenizer:
     pieces[1:len(ids) + 1] = ids
     pieces[len(ids) + 1] = self._sep
 
-    piece_word = np.full(self._max_pieces, -1, np.int32)
-    word_form = np.full(self._max_words, -1, np.int32)
-    is_negation = np.zeros(self._max_words, np.bool_)
+    # Lists are filled faster than arrays, one number at a time.
+    piece_word = [-1] * self._max_pieces
+    word_form = [-1] * self._max_words
+    is_negation = [False] * self._max_words
     words = []
     for first, end, surface in _pre_tokens(encoding, text):
       if end > room or len(words) == self._max_words:
         break
       form = surface.lower()
-      if form == _HIDDEN_WORD or not any(map(str.isalnum, form)):
+      if form == _HIDDEN_WORD or not (form.isalnum() or any(map(str.isalnum, form))):
         continue
-      piece_word[first + 1:end + 1] = len(words)
+      piece_word[first + 1:end + 1] = [len(words)] * (end - first)
       word_form[len(words)] = zlib.crc32(form.encode()) & 0x7fffffff
       is_negation[len(words)] = form in NEGATION_CUES and form != 'free'
       if form in _FREE_OF and words and words[-1].lower() == 'free':
         is_negation[len(words) - 1] = True
       words.append(surface)
     return Tokens(
-        pieces=pieces, piece_word=piece_word, word_form=word_form, is_negation=is_negation,
+        pieces=pieces, piece_word=np.array(piece_word, np.int32),
+        word_form=np.array(word_form, np.int32), is_negation=np.array(is_negation, np.bool_),
         words=tuple(words))
 
 

@@ -61,8 +61,13 @@ def masked_mean(
     x: Float[Array, 'b h w c'], is_cell: Bool[Array, 'b h w']
 ) -> Float[Array, 'b c']:
   """Mean over the real cells, fp32; zero for an image without any."""
-  total = jnp.einsum('bhwc,bhw->bc', x.astype(jnp.float32), is_cell.astype(jnp.float32))
+  total = jnp.sum(x.astype(jnp.float32), axis=(1, 2), where=is_cell[..., None])
   return total / jnp.maximum(jnp.sum(is_cell, axis=(1, 2)), 1)[:, None]
+
+
+def layer_norm(*, epsilon: float, dtype: Dtype, name: str) -> nn.LayerNorm:
+  """LayerNorm with fp32 statistics in the two-pass form that PyTorch uses."""
+  return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class BatchNorm(nn.Module):
@@ -94,12 +99,12 @@ class BatchNorm(nn.Module):
     mean, var = running_mean.value, running_var.value
     x = x.astype(jnp.float32)
     if train and not self.is_initializing():
-      weight = is_cell.astype(jnp.float32)
-      count = jnp.sum(weight)
-      total = jnp.einsum('bhwc,bhw->c', x, weight)
-      total_square = jnp.einsum('bhwc,bhw->c', x * x, weight)
-      batch_mean = total / jnp.maximum(count, 1.0)
-      batch_var = total_square / jnp.maximum(count, 1.0) - batch_mean**2
+      count = jnp.sum(is_cell)
+      # Sums, not matmuls with the mask: TPUs round the operands of those to bf16.
+      total = jnp.sum(x, axis=(0, 1, 2), where=is_cell[..., None])
+      total_square = jnp.sum(x * x, axis=(0, 1, 2), where=is_cell[..., None])
+      batch_mean = total / jnp.maximum(count, 1)
+      batch_var = total_square / jnp.maximum(count, 1) - batch_mean**2
       mean = jnp.where(count > 0, batch_mean, mean)
       var = jnp.where(count > 0, jnp.maximum(batch_var, 0.0), var)
       running_mean.value += (1 - self.momentum) * (mean - running_mean.value)
@@ -123,7 +128,7 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, '... c']) -> Float[Array, '... d']:
     x = nn.Dense(x.shape[-1], dtype=self.dtype, name='dense_1')(x)
-    x = nn.relu(nn.LayerNorm(dtype=self.dtype, name='norm')(x))
+    x = nn.relu(layer_norm(epsilon=1e-6, dtype=self.dtype, name='norm')(x))
     return l2_normalise(nn.Dense(self.joint_dim, dtype=self.dtype, name='dense_2')(x))
 
 
@@ -211,8 +216,3 @@ class Block(nn.Module):
       x = norm_1(x + dropout(change))
       x = norm_2(x + dropout(mlp(x)))
     return x, first_row
-
-
-def layer_norm(*, epsilon: float, dtype: Dtype, name: str) -> nn.LayerNorm:
-  """LayerNorm with fp32 statistics in the two-pass form that PyTorch uses."""
-  return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

@@ -3,6 +3,7 @@
 Shapes of the joint space and the meaning of words and pixels: `plan_jax.shapes`.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -117,7 +118,7 @@ class PlanModel(nn.Module):
           'relation', nn.initializers.zeros, (settings.joint_dim, settings.joint_dim))
     if settings.learn_temperature:
       self.log_temperature = self.param(
-          'log_temperature', nn.initializers.constant(jnp.log(settings.temperature)), ())
+          'log_temperature', nn.initializers.constant(math.log(settings.temperature)), ())
 
   def __call__(self, batch: shapes.Batch, *, train: bool) -> shapes.Outputs:
     """Both branches, and the parameters of the similarities."""
@@ -187,8 +188,10 @@ class PlanModel(nn.Module):
     hidden = tokens.hidden
     word_of = jax.nn.one_hot(piece_word, word_form.shape[1], dtype=hidden.dtype)
     is_word = (word_form >= 0) & jnp.any(word_of > 0, axis=1)
-    words = jnp.einsum('bst,bsc->btc', word_of, hidden, preferred_element_type=jnp.float32)
-    attention = jnp.einsum('bst,bs->bt', word_of.astype(jnp.float32), tokens.attention)
+    words = jnp.einsum('bst,bsc->btc', word_of, hidden, precision='highest',
+                       preferred_element_type=jnp.float32)
+    attention = jnp.einsum(
+        'bst,bs->bt', word_of.astype(jnp.float32), tokens.attention, precision='highest')
     pooled = hidden[:, 0]
     return shapes.TextFeatures(
         pooled=self.text_global(pooled),

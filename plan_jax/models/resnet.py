@@ -62,7 +62,10 @@ class Maps:
 
 
 class ConvNorm(nn.Module):
-  """Convolution and BatchNorm, zero-padded by half the kernel, without bias."""
+  """Convolution and BatchNorm, zero-padded by half the kernel, without bias.
+
+  `is_cell` is the mask of the output grid.
+  """
 
   width: int
   kernel: int
@@ -70,7 +73,9 @@ class ConvNorm(nn.Module):
   dtype: Dtype
 
   @nn.compact
-  def __call__(self, x, is_cell, *, train):
+  def __call__(
+      self, x: Float[Array, 'b h w c'], is_cell: Bool[Array, 'b y x'], *, train: bool
+  ) -> Float[Array, 'b y x k']:
     half = self.kernel // 2
     x = nn.Conv(
         self.width, (self.kernel, self.kernel), strides=self.stride,
@@ -80,12 +85,14 @@ class ConvNorm(nn.Module):
     return layers.BatchNorm(self.dtype, name='norm')(x, is_cell, train=train)
 
 
-def _zero_outside(x, is_cell):
+def _zero_outside(
+    x: Float[Array, 'b h w c'], is_cell: Bool[Array, 'b h w']
+) -> Float[Array, 'b h w c']:
   """Activations with zeros where there is no image."""
   return jnp.where(is_cell[..., None], x, 0)
 
 
-def _max_pool(x):
+def _max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b y x c']:
   """3x3 max-pool, stride 2; needs x >= 0, for which zero padding is neutral.
 
   Written as maxima of strided slices: XLA:CPU is slow in the gradient of a
@@ -100,7 +107,7 @@ def _max_pool(x):
 
 
 class ResidualBlock(nn.Module):
-  """One residual block, basic or bottleneck."""
+  """One residual block, basic or bottleneck; masks of its input and output grid."""
 
   kind: BlockKind
   width: int
@@ -108,7 +115,14 @@ class ResidualBlock(nn.Module):
   dtype: Dtype
 
   @nn.compact
-  def __call__(self, x, *, is_cell_in, is_cell, train):
+  def __call__(
+      self,
+      x: Float[Array, 'b h w c'],
+      *,
+      is_cell_in: Bool[Array, 'b h w'],
+      is_cell: Bool[Array, 'b y x'],
+      train: bool,
+  ) -> Float[Array, 'b y x k']:
     def conv(x, mask, width, kernel, stride, name):
       layer = ConvNorm(width, kernel, stride, self.dtype, name=name)
       return layer(x, mask, train=train)
@@ -140,7 +154,14 @@ class Stage(nn.Module):
   dtype: Dtype
 
   @nn.compact
-  def __call__(self, x, *, is_cell_in, is_cell, train):
+  def __call__(
+      self,
+      x: Float[Array, 'b h w c'],
+      *,
+      is_cell_in: Bool[Array, 'b h w'],
+      is_cell: Bool[Array, 'b y x'],
+      train: bool,
+  ) -> Float[Array, 'b y x k']:
     for i in range(self.depth):
       block = ResidualBlock(
           self.kind, self.width, self.stride if i == 0 else 1, self.dtype, name=f'block_{i}')
@@ -176,7 +197,7 @@ class ResNet(nn.Module):
         for s in strides
     ]
     x = ConvNorm(self.shape.stem, 7, 2, self.dtype, name='stem')(
-        image.astype(self.dtype), masks[0], train=train)
+        image, masks[0], train=train)
     x = _zero_outside(nn.relu(x), masks[0])
     x = _zero_outside(_max_pool(x), masks[1])
     stages = []

@@ -104,10 +104,10 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
       heart_height=rng.uniform(0.40, 0.54), heart_share=rng.uniform(0.66, 0.76),
       shift=rotation + rng.normal(0, 0.008), mediastinum=rng.uniform(0.10, 0.145),
       knob=rng.uniform(0.045, 0.085), fat=rng.uniform(0.05, 0.24),
-      breast=rng.uniform(0.06, 0.2) if rng.random() < 0.4 else 0.0,
+      breast=rng.uniform(0.06, 0.16) if rng.random() < 0.4 else 0.0,
       bubble=rng.uniform(0.5, 1.0) if rng.random() < 0.5 else 0.0,
-      bone=rng.uniform(0.6, 1.35), markings=rng.uniform(0.7, 1.3),
-      lung_air=rng.uniform(0.46, 0.62), arms=bool(rng.random() < 0.5))
+      bone=rng.uniform(0.5, 1.0), markings=rng.uniform(0.6, 1.1),
+      lung_air=rng.uniform(0.52, 0.64), arms=bool(rng.random() < 0.5))
 
 
 def deform(anatomy: Anatomy, findings: tuple[latent.Finding, ...]) -> Anatomy:
@@ -118,7 +118,7 @@ def deform(anatomy: Anatomy, findings: tuple[latent.Finding, ...]) -> Anatomy:
           anatomy, heart_ratio=0.555 + 0.135 * finding.amount,
           heart_height=anatomy.heart_height * (1.08 + 0.1 * finding.amount),
           heart_share=0.5 * anatomy.heart_share + 0.34)
-    elif finding.name == 'atelectasis' and finding.kind == 1 and finding.side != 'both':
+    elif finding.name == 'atelectasis' and finding.kind == 1:
       lung = anatomy.lung(finding.side)
       rise = 0.07 + 0.09 * finding.amount
       lung = dataclasses.replace(lung, dome=lung.dome - rise, sulcus=lung.sulcus - 0.6 * rise)
@@ -222,9 +222,10 @@ def _central(anatomy: Anatomy, u, v, *, heart, frame: frames.Frame) -> np.ndarra
   deep = heart * (0.55 + 0.45 * frame.blur(heart, 0.08))
   centre = u - 0.5 * shift
   spine = np.exp(-(centre / 0.075) ** 4) * (1.0 + 0.22 * np.cos(v * (2 * np.pi / 0.115)))
-  trachea = np.exp(-((u - shift) / 0.034) ** 4) * frames.ramp(-v, 0.28, 0.42)
-  silhouette = np.maximum(0.30 * mediastinum, 0.52 * deep)
-  return silhouette + 0.11 * spine * (1 - 0.6 * heart) - 0.13 * trachea
+  trachea = np.exp(-((u - shift) / 0.036) ** 4) * frames.ramp(-v, 0.28, 0.42)
+  mediastinum = mediastinum * (1 - 0.8 * frames.ramp(-v, 0.62, 0.90))  # the neck is thin
+  silhouette = np.maximum(0.24 * mediastinum, 0.50 * deep)
+  return silhouette + 0.09 * spine * (1 - 0.6 * heart) - 0.20 * trachea
 
 
 def _bones(anatomy: Anatomy, rng, *, u, v, frame: frames.Frame) -> np.ndarray:

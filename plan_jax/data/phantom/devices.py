@@ -31,14 +31,15 @@ def _tube(device, rng, *, anatomy, frame):
   del device
   tip = rng.uniform(-0.50, -0.36)
   v = np.linspace(-1.5, tip, 10)
-  centre = anatomy.shift + 0.006 * np.sin(4 * v + rng.uniform(0, 6))
-  lines = [np.stack([centre + offset, v], axis=1) for offset in (-0.017, 0.017)]
+  centre = anatomy.shift + 0.008 * np.sin(4 * v + rng.uniform(0, 6))
+  lines = [np.stack([centre + offset, v], axis=1) for offset in (-0.021, 0.021)]
   stripe = [np.stack([centre + 0.004, v], axis=1)]
-  return (0.16 * frame.strokes(lines, width=0.010) + 0.34 * frame.strokes(stripe, width=0.012))
+  return (0.40 * frame.strokes(lines, width=0.012) + 0.75 * frame.strokes(stripe, width=0.018)
+          + 0.10 * frame.strokes(stripe, width=0.048))
 
 
 def _line(device, rng, *, anatomy, frame):
-  """From the neck or below the clavicle down the superior vena cava."""
+  """From the neck or below the clavicle down the superior vena cava; a hub at the skin."""
   side = frames.RIGHT if device.side == 'right' else frames.LEFT
   cava = anatomy.shift - 0.085
   tip = rng.uniform(-0.18, 0.04)
@@ -50,7 +51,10 @@ def _line(device, rng, *, anatomy, frame):
              [side * 0.28, clavicle + 0.03]]
   path = start + [[(side * 0.05 + cava) / 2, -0.48], [cava, -0.36], [cava + 0.01, tip]]
   catheter = frames.curve(np.array(path) + rng.normal(0, 0.006, (len(path), 2)))
-  return 0.30 * frame.strokes([catheter], width=0.013)
+  hub = np.array(path[1 if device.kind == 0 else 0])  # where it leaves the skin
+  wings = np.array([[-0.035, -0.010], [0.035, -0.022], [0.035, 0.010], [-0.035, 0.022]])
+  line = 0.70 * frame.strokes([catheter], width=0.019)
+  return np.maximum(line, 0.75 * frame.polygon(hub + wings, soft=0.003))
 
 
 def _pacemaker(device, rng, *, anatomy, frame):

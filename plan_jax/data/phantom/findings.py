@@ -80,7 +80,7 @@ def _consolidation(finding, rng, *, lung, air, depth, vessels, frame):
   tubes += [np.stack([tube[4], tube[4] + (tube[7] - tube[4]) @ turn])
             for tube, turn in zip(tubes, rng.normal(0.6, 0.4, (5, 2, 2)))]
   bronchi = frame.strokes(tubes, width=0.016, soft=0.006)
-  return (0.78 + 0.15 * finding.amount) * depth * air * ragged * (1 - 0.5 * bronchi)
+  return (0.85 + 0.12 * finding.amount) * depth * air * ragged * (1 - 0.5 * bronchi)
 
 
 def _pneumonia(finding, rng, *, lung, air, depth, vessels, frame):
@@ -102,7 +102,7 @@ def _pneumonia(finding, rng, *, lung, air, depth, vessels, frame):
   field = frame.blur(field, 0.022)
   mottle = 1 + 0.30 * frame.noise(rng, cell=0.025) + 0.25 * frame.noise(rng, cell=0.06)
   fluffy = frames.ramp(field * mottle, 0.05, 1.0)
-  return (0.50 + 0.22 * finding.amount) * depth * air * frame.blur(fluffy, 0.008)
+  return (0.62 + 0.22 * finding.amount) * depth * air * frame.blur(fluffy, 0.008)
 
 
 def _opacity(finding, rng, *, lung, air, depth, vessels, frame):
@@ -111,35 +111,35 @@ def _opacity(finding, rng, *, lung, air, depth, vessels, frame):
   across, down = _spot(rng, finding.zone, across=(0.38, 0.72))
   centre = lung.point(across, down)
   nodular = finding.kind == 1
-  radius = (0.045 + 0.05 * finding.amount) if nodular else (0.11 + 0.085 * finding.amount)
+  radius = (0.065 + 0.05 * finding.amount) if nodular else (0.13 + 0.09 * finding.amount)
   angles = np.linspace(0, 2 * np.pi, 13)[:-1]
   turn, stretch = rng.uniform(0, np.pi), rng.uniform(0.75, 1.0)
   x, y = radius * np.cos(angles), radius * stretch * np.sin(angles)
   rim = np.stack([np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y], axis=1)
   veil = frame.polygon(frames.curve(centre + rim, closed=True), soft=0.010 if nodular else 0.022)
-  return (0.62 if nodular else 0.42 + 0.1 * finding.amount) * depth * air * veil
+  return (0.9 if nodular else 0.62 + 0.1 * finding.amount) * depth * air * veil
 
 
 def _atelectasis(finding, rng, *, lung, air, depth, vessels, frame):
   """Plate-like bands; with volume loss also a wedge (the dome rises, `anatomy.deform`)."""
   del vessels
   _, down = _spot(rng, finding.zone, across=(0, 1))
-  if finding.side == 'both':
-    down = max(down, 0.8)
-  count = 2 + finding.level
+  count = 2 + (finding.level + 1) // 2
   t = np.linspace(0, 1, 8)
   bands = []
   tilt, gap = rng.normal(0, 0.10), rng.uniform(0.065, 0.085)
   for k in range(count):
     near = rng.uniform(0.10, 0.35)
-    far = min(near + rng.uniform(0.42, 0.60) + 0.1 * finding.amount, 1.0)
-    height = down + gap * (k - (count - 1) / 2) + tilt * (t - 0.5) + rng.normal(0, 0.04) * t
+    far = min(near + rng.uniform(0.34, 0.62) + 0.1 * finding.amount, 1.0)
+    height = down + gap * (k - (count - 1) / 2) + (tilt + rng.normal(0, 0.05)) * (t - 0.5)
     sag = rng.uniform(-0.03, 0.03) * np.sin(np.pi * t)
     bands.append(lung.point(near + (far - near) * t, height + sag))
-  plates = frame.strokes(bands, width=0.024, soft=0.007)
+  plates = np.maximum(  # thicker in the middle than at the ends
+      0.75 * frame.strokes(bands, width=0.015, soft=0.006),
+      frame.strokes([band[2:-2] for band in bands], width=0.028, soft=0.008))
   haze = frame.strokes(bands, width=0.08, soft=0.03)
-  field = (0.62 + 0.2 * finding.amount) * plates + 0.10 * haze
-  if finding.kind == 1 and finding.side != 'both':
+  field = (0.72 + 0.2 * finding.amount) * plates + 0.10 * haze
+  if finding.kind == 1:
     corner = 0.30 + 0.25 * finding.amount
     if finding.zone == 'upper':  # collapses towards the apex, concave lower border
       wedge = lung.point([0, corner, 0.45 * corner, 0.1, 0], [0.02, 0.03, 0.13, 0.24, 0.40])
@@ -157,7 +157,7 @@ def _edema(finding, rng, *, lung, air, depth, vessels, frame):
   spread_v = (0.24 + 0.09 * finding.amount) * (lung.dome - lung.apex) / 1.1
   wing = np.exp(-((u - centre[0]) / spread_u) ** 2 - ((v - centre[1]) / spread_v) ** 2)
   mottle = np.clip(1 + 0.33 * frame.noise(rng, cell=0.035), 0.2, 1.8)
-  strength = 0.38 + 0.36 * finding.amount
+  strength = 0.42 + 0.38 * finding.amount
   field = strength * wing * mottle * depth * air
   rows = np.arange(0.62, 1.05, 0.042) + rng.normal(0, 0.006, 11)
   lengths = rng.uniform(0.10, 0.20, len(rows))
@@ -170,7 +170,7 @@ def _edema(finding, rng, *, lung, air, depth, vessels, frame):
   kerley = frame.strokes(lines, width=0.010)
   own = lung.side * u > 0
   return field + (0.22 + 0.12 * finding.amount) * depth * air * kerley + (
-      (0.25 + 0.35 * finding.amount) * vessels * own * wing)
+      (0.10 + 0.25 * finding.amount) * vessels * own * wing)
 
 
 def _effusion(finding, rng, *, lung, air, depth, vessels, frame):
@@ -188,20 +188,19 @@ def _effusion(finding, rng, *, lung, air, depth, vessels, frame):
 
 def _pneumothorax(finding, rng, *, lung, air, depth, vessels, frame):
   """A lucent apical to lateral crescent without vessels, bounded by a thin pleural line."""
-  # Strip between the chest wall and the visceral pleura, wide at the apex.
-  thick = 0.085 + 0.19 * finding.amount
-  reach = 0.42 + 0.5 * finding.amount
-  t = np.linspace(0.0, 1.0, 14)
-  edge_down = 0.02 + thick * 0.9 + (reach - thick) * t
-  inset = thick * 1.25 * (1 - t**2.2) / 0.9
-  pleura = lung.point(np.clip(1.0 - inset, 0.05, 1.0), edge_down)
-  start = lung.point([0.0, 0.25], [0.05 + thick * 0.7, 0.02 + thick * 0.82])
-  pleura = frames.curve(np.concatenate([start, pleura]), steps=3)
+  # The chest wall from the medial apex down, drawn towards the hilum: the visceral pleura.
+  reach = 0.45 + 0.5 * finding.amount
+  t = np.linspace(0.0, 1.0, 12)
+  wall = np.concatenate([
+      lung.point([0.0, 0.3, 0.65], [0.03, 0.01, 0.01]), lung.point(1.0, 0.02 + (reach - 0.02) * t)])
+  along = np.linspace(0.0, 1.0, len(wall))
+  inset = (0.20 + 0.28 * finding.amount) * (1 - along**2.4) * rng.uniform(0.9, 1.1)
+  pleura = frames.curve(wall + inset[:, None] * (lung.hilum - wall), steps=3)
   down = np.linspace(reach + 0.02, -0.08, 10)
-  wall = lung.point(1.15, down)
+  outside = lung.point(1.15, down)
   apex = np.array([[0.0, lung.apex - 0.15]], np.float32)
-  space = frame.polygon(np.concatenate([pleura, wall, apex]), soft=0.005)
-  line = frame.strokes([pleura], width=0.013)
+  space = frame.polygon(np.concatenate([pleura, outside, apex]), soft=0.005)
+  line = frame.strokes([pleura], width=0.016)
   own = (air > 0.02).astype(np.float32)
-  return (-0.95 * vessels * space * own - 0.30 * depth * air * space
-          + 0.34 * depth * line * np.minimum(air * 1.5, 1.0))
+  return (-0.95 * vessels * space * own - 0.42 * depth * air * space
+          + 0.50 * depth * line * np.minimum(air * 1.5, 1.0))

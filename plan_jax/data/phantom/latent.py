@@ -13,6 +13,7 @@ CLASSES = tuple(sorted(FINDINGS + DEVICES + (NO_FINDING,)))
 
 _COUNT_SHARES = (0.27, 0.35, 0.26, 0.12)  # of images with 0, 1, 2, 3 findings
 _DEVICE_SHARE = 0.13
+_DEVICE_RIGHT = {'central venous line': 0.65, 'pacemaker': 0.3}
 _FOCAL = ('atelectasis', 'consolidation', 'lung opacity', 'pneumonia')
 _ZONE_SHARES = {  # upper, mid, lower
     'atelectasis': (0.1, 0.3, 0.6),
@@ -77,9 +78,6 @@ def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
   return tuple(findings)
 
 
-_DEVICE_RIGHT = {'central venous line': 0.65, 'pacemaker': 0.3}
-
-
 def labels(findings: tuple[Finding, ...]) -> tuple[str, ...]:
   """Positive classes, sorted; 'no finding' where none of the eight is there."""
   names = {finding.name for finding in findings}
@@ -96,9 +94,11 @@ def _place(rng: np.random.Generator, name: str) -> Finding:
   side = '' if name == 'cardiomegaly' else _side(rng, right=0.5)
   if rng.random() < _BILATERAL_SHARE.get(name, 0.0):
     side = 'both'
+  kind = int(rng.random() < 0.4)
+  if name == 'atelectasis' and side == 'both':
+    zone, kind = 'lower', 0  # bibasal bands
   return Finding(
-      name=name, side=side, zone=zone, level=min(2, int(amount * 3)), amount=amount,
-      kind=int(rng.random() < 0.4))
+      name=name, side=side, zone=zone, level=min(2, int(amount * 3)), amount=amount, kind=kind)
 
 
 def _side(rng: np.random.Generator, *, right: float) -> str:

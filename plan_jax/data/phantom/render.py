@@ -12,6 +12,7 @@ from plan_jax.data.phantom import frame as frames
 from plan_jax.data.phantom import latent
 
 _VISIBLE_SHARE = 0.3  # of the layer's strongest contribution to the picture
+_LEAST_CHANGE = 0.004  # of the full grey range; below it nothing is seen
 _JPEG_QUALITY = 90
 
 
@@ -54,7 +55,7 @@ def radiograph(
   exposure = sample_exposure(anatomy_rng, frame=frame)
   patient = anatomies.deform(patient, findings)
   layers = anatomies.draw(patient, anatomy_rng, frame=frame)
-  texture = 0.018 * frame.noise(anatomy_rng, cell=0.03) + 0.03 * frame.noise(
+  texture = 0.012 * frame.noise(anatomy_rng, cell=0.03) + 0.025 * frame.noise(
       anatomy_rng, cell=0.12)
   lungs = patient.lung_air * layers.air - layers.air * (layers.vessels + texture)
   chest = layers.body + layers.bones + layers.central - lungs
@@ -79,13 +80,19 @@ def radiograph(
     if layer is None:
       mask = layers.heart > 0.5
     else:
-      # What the eye gets: the change of grey that this layer makes.
-      change = frame.blur(np.abs(shown - tone(total - layer, exposure)), 0.008)
-      mask = change > _VISIBLE_SHARE * np.quantile(change[change > 0.004], 0.95) if (
-          change.max() > 0.004) else np.abs(layer) > 0.5 * np.abs(layer).max()
+      mask = _visible(layer, shown - tone(total - layer, exposure), frame=frame)
     masks.append(mask)
   image = finish(shown, exposure, anatomy_rng, frame=frame)
   return Radiograph(image=image, masks=tuple(masks))
+
+
+def _visible(layer: np.ndarray, change: np.ndarray, *, frame: frames.Frame) -> np.ndarray:
+  """Where `layer` changes the grey (0..1) of the picture by a good share of its most."""
+  change = frame.blur(np.abs(change), 0.010)
+  seen = change[change > _LEAST_CHANGE]
+  if not seen.size:  # lost in the bright or the dark: where it was drawn
+    return np.abs(layer) > 0.5 * np.abs(layer).max()
+  return change > max(_VISIBLE_SHARE * float(np.quantile(seen, 0.95)), _LEAST_CHANGE)
 
 
 def sample_exposure(rng: np.random.Generator, *, frame: frames.Frame) -> Exposure:
@@ -94,8 +101,8 @@ def sample_exposure(rng: np.random.Generator, *, frame: frames.Frame) -> Exposur
   if rng.random() < 0.3:
     border = tuple(int(n) for n in rng.integers(0, round(0.035 * frame.height), 4))
   return Exposure(
-      centre=rng.uniform(0.42, 0.72), slope=rng.uniform(2.6, 4.6), gamma=rng.uniform(0.8, 1.25),
-      gain=rng.uniform(0.78, 1.0), offset=rng.uniform(0.0, 0.10), noise=rng.uniform(1.0, 5.0),
+      centre=rng.uniform(0.55, 0.82), slope=rng.uniform(2.8, 4.2), gamma=rng.uniform(0.85, 1.2),
+      gain=rng.uniform(0.78, 1.0), offset=rng.uniform(0.0, 0.10), noise=rng.uniform(0.8, 2.6),
       grain=rng.uniform(0.3, 0.9), heel=tuple(rng.normal(0, 0.06, 2)),
       focus=rng.uniform(0.35, 0.65), sharpen=rng.uniform(0.0, 0.8), border=border, marker=str(rng.choice(['', 'L', 'R'])))
 

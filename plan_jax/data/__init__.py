@@ -1,0 +1,1 @@
+"""Records, tokens, pictures, batches: from files to what the device receives."""

@@ -1,0 +1,206 @@
+"""Records to batches: shuffled, augmented, tokenised, shared out over hosts.
+
+Every example has a global position: step * batch_size + row. Position alone, with
+the seed, decides which record it is and how it is augmented. So the sequence of
+global batches is the same for any number of hosts and threads, and a run that
+starts at step k sees what an uninterrupted run sees from step k on.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import queue
+import threading
+from typing import Protocol
+
+import grain
+import jax
+from jax.sharding import Sharding
+from jaxtyping import Int, UInt8
+import numpy as np
+
+from plan_jax import config
+from plan_jax import errors
+from plan_jax import shapes
+from plan_jax.data import augment
+from plan_jax.data import records as records_lib
+from plan_jax.data import tokenize
+
+
+class DataError(errors.UserError):
+  """Records that cannot make batches; the message names what and the fix."""
+
+
+class Source(Protocol):
+  """Examples by position; `records.Records` is one, a list is another."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> records_lib.Example: ...
+
+
+def batches(
+    records: Source,
+    *,
+    tokenizer: tokenize.Tokenizer,
+    settings: config.Data,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[shapes.Batch]:
+  """Training batches without end, of numpy arrays, from step `start_step` on.
+
+  Each epoch has an order of its own; a batch may span the end of one and the start
+  of the next. `batch_size` counts pairs over all hosts: host h gets rows
+  h * batch_size / hosts and following, so the hosts' batches in order are the
+  global batch.
+
+  Raises:
+    DataError: if hosts do not divide the batch, or the records are fewer than a
+      batch; while iterating, if a record's image cannot be decoded.
+  """
+  if batch_size % hosts:
+    raise DataError(
+        f'batch_size={batch_size} over hosts={hosts}: take a multiple of {hosts}')
+  if len(records) < batch_size:
+    # A batch with the same report twice would hold it against itself as a negative.
+    raise DataError(
+        f'{len(records)} records for batch_size={batch_size}: take a batch_size of at most '
+        'that, or prepare more pairs')
+  # Seeds of neighbouring runs must not give neighbouring sequences: grain adds the
+  # epoch to the seed of a shuffle.
+  shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+  frame = functools.partial(
+      augment.train_frame, size=settings.image_size, settings=settings.augment)
+  rows = (
+      grain.MapDataset.source(records)
+      .shuffle(seed=shuffle_seed)
+      .repeat()
+      .random_map(
+          lambda example, rng: _row(
+              example, tokenizer=tokenizer, frame=lambda image: frame(image, rng)),
+          seed=augment_seed))
+  # Nothing is read before a thread asks for a batch, so slicing batches costs nothing.
+  blocks = rows.batch(batch_size // hosts, drop_remainder=True, batch_fn=_collate_rows)
+  own = blocks.slice(slice(start_step * hosts + host, None, hosts))
+  return iter(own.to_iter_dataset(grain.ReadOptions(
+      num_threads=settings.threads, prefetch_buffer_size=settings.threads)))
+
+
+def eval_batches(
+    records: Source,
+    *,
+    tokenizer: tokenize.Tokenizer,
+    settings: config.Data,
+    batch_size: int,
+    limit: int | None = None,
+) -> Iterator[tuple[shapes.Batch, list[records_lib.Example]]]:
+  """The first `limit` records (None: all) in order, in the evaluation view.
+
+  All batches have `batch_size` rows, so that one compiled function serves them: the
+  last is filled up with rows without image and words. The list holds the examples
+  of the real rows.
+
+  Raises:
+    DataError: while iterating, if a record's image cannot be decoded.
+  """
+  count = len(records) if limit is None else min(limit, len(records))
+  frame = functools.partial(augment.eval_frame, size=settings.image_size)
+  empty = (
+      np.zeros((settings.image_size, settings.image_size), np.uint8), np.zeros(4, np.int32),
+      tokenizer(''))
+  for start in range(0, count, batch_size):
+    examples = [records[i] for i in range(start, min(start + batch_size, count))]
+    rows = [_row(example, tokenizer=tokenizer, frame=frame) for example in examples]
+    yield _collate_rows(rows + [empty] * (batch_size - len(rows))), examples
+
+
+def collate(
+    *,
+    images: Sequence[UInt8[np.ndarray, 'h w']],
+    extents: Sequence[Int[np.ndarray, '4']],
+    tokens: Sequence[tokenize.Tokens],
+) -> shapes.Batch:
+  """Stacks b frames, their extents and their tokens to a batch of numpy arrays."""
+  return shapes.Batch(
+      image=np.stack(images),
+      extent=np.stack(extents),
+      pieces=np.stack([t.pieces for t in tokens]),
+      piece_word=np.stack([t.piece_word for t in tokens]),
+      word_form=np.stack([t.word_form for t in tokens]),
+      is_negation=np.stack([t.is_negation for t in tokens]))
+
+
+def to_device(
+    iterator: Iterator[shapes.Batch], sharding: Sharding, *, depth: int = 2,
+) -> Iterator[shapes.Batch]:
+  """Global device arrays of this process's batches, up to `depth` batches ahead.
+
+  A thread reads `iterator`, which is its own from then on; it stops, and `iterator`
+  is closed, when the result is closed or runs out. What `iterator` raises comes out
+  here, after the batches before it.
+  """
+  if depth < 1:
+    raise ValueError(f'depth={depth}: at least 1 batch is read ahead')
+  return _prefetched(iterator, sharding, depth=depth)
+
+
+def _prefetched(
+    iterator: Iterator[shapes.Batch], sharding: Sharding, *, depth: int) -> Iterator[shapes.Batch]:
+  ready = queue.Queue(maxsize=depth)
+  is_stopped = threading.Event()
+
+  def put(item) -> bool:
+    while not is_stopped.is_set():
+      try:
+        ready.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        pass
+    return False
+
+  def read():
+    error = None
+    try:
+      for batch in iterator:
+        placed = jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        if not put((placed, None)):
+          break
+    except Exception as caught:  # raised again by the reader of the queue
+      error = caught
+    finally:
+      if hasattr(iterator, 'close'):
+        iterator.close()
+    put((None, error))
+
+  thread = threading.Thread(target=read, name='to_device', daemon=True)
+  thread.start()
+  try:
+    while True:
+      batch, error = ready.get()
+      if error is not None:
+        raise error
+      if batch is None:
+        return
+      yield batch
+  finally:
+    is_stopped.set()
+    thread.join()
+
+
+def _row(example: records_lib.Example, *, tokenizer: tokenize.Tokenizer, frame):
+  """(image, extent, tokens) of one example; `frame` makes the first two."""
+  try:
+    image = augment.decode_image(example.image)
+  except augment.ImageError as error:
+    raise DataError(
+        f'record {example.id} of split {example.split}: {error}; then prepare the records '
+        'again, or leave the row out') from error
+  return *frame(image), tokenizer(example.text)
+
+
+def _collate_rows(rows: Sequence[tuple]) -> shapes.Batch:
+  images, extents, tokens = zip(*rows, strict=True)
+  return collate(images=images, extents=extents, tokens=tokens)

@@ -1,0 +1,316 @@
+"""A trained model for use: vectors of images and texts, and grounding maps."""
+
+import enum
+import functools
+import os
+import pathlib
+import sys
+from typing import Any, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, UInt8
+import numpy as np
+import tqdm
+
+from plan_jax import checkpoint
+from plan_jax import config as config_lib
+from plan_jax import errors
+from plan_jax import shapes
+from plan_jax import step as step_lib
+from plan_jax.data import augment
+from plan_jax.data import tokenize
+from plan_jax.evals import grounding
+from plan_jax.evals import zero_shot
+from plan_jax.losses import terms
+from plan_jax.losses import word_pixel
+from plan_jax.models import plan as plan_model
+
+Image = str | os.PathLike[str] | bytes | np.ndarray
+
+
+class InferenceError(errors.UserError):
+  """An image, a text or a platform that cannot be used; the message names it."""
+
+
+class MapKind(enum.StrEnum):
+  """Grounding maps of method (18): by the words, or by the phrase's pooled vector."""
+
+  WORDS = 'words'
+  POOLED = 'pooled'
+
+
+class Model:
+  """A model with its vocabulary and weights.
+
+  An image is a path, an encoded JPEG or PNG, or a uint8 array [h w] of grey
+  values. Vectors are unit length in the joint space: their dot products are
+  cosines. Each compiled shape serves all models of the same settings.
+
+  Args:
+    config: of the run that trained it.
+    vocabulary: word pieces in id order.
+    variables: `params` and, for a ResNet, `batch_stats`.
+    batch_size: images or texts at a time; a single one has a shape of its own.
+  """
+
+  def __init__(
+      self, config: config_lib.Config, vocabulary: Sequence[str], variables: Any, *,
+      batch_size: int = 16,
+  ):
+    self.config = config
+    self.vocabulary = tuple(vocabulary)
+    self.image_size = config.data.image_size
+    self.grid = plan_model.grid_shape(config.model, self.image_size)
+    self._variables = variables
+    self._batch_size = batch_size
+    self._tower = step_lib.build_model(config, vocab_size=len(self.vocabulary))
+    self._tokenizer = tokenize.Tokenizer(
+        self.vocabulary, max_pieces=config.data.max_pieces, max_words=config.data.max_words)
+
+  def embed_images(self, images: Sequence[Image]) -> Float[np.ndarray, 'n d']:
+    """Unit vectors of images.
+
+    Raises:
+      InferenceError: an image that cannot be read; the message says which.
+    """
+    _require_sequence(images, 'images')
+    return self.encode_images(images, count=len(images)).pooled
+
+  def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, 'n d']:
+    """Unit vectors of reports or phrases.
+
+    Raises:
+      InferenceError: an empty text; the message says which.
+    """
+    return self.encode_texts(texts).pooled
+
+  def similarity(
+      self, images: Sequence[Image], texts: Sequence[str],
+  ) -> Float[np.ndarray, 'n m']:
+    """Cosine of every image with every text, -1..1. Source: method (18)."""
+    return self.embed_images(images) @ self.embed_texts(texts).T
+
+  def ensemble(self, texts: Sequence[str]) -> Float[np.ndarray, 'd']:
+    """One unit vector for several prompts of one class."""
+    return zero_shot.ensemble(self.embed_texts(texts))
+
+  def ground(
+      self, image: Image, phrase: str, *, kind: MapKind | str = MapKind.WORDS,
+      smoothing: float = grounding.SMOOTHING,
+  ) -> Float[np.ndarray, 'h w']:
+    """Where the phrase is in the image: larger is more likely.
+
+    Args:
+      image: one image.
+      phrase: what to look for, such as 'left pleural effusion'.
+      kind: 'words' (weighted sum over words, 0..1) or 'pooled' (cosine with the
+        phrase's vector).
+      smoothing: Gaussian sigma in grid cells; the evaluation's unless given.
+
+    Returns:
+      A map in the original image's frame. What the model's central crop leaves
+      out has the map's minimum.
+    """
+    try:
+      kind = MapKind(kind)
+    except ValueError:
+      choices = ', '.join(repr(str(choice)) for choice in MapKind)
+      raise InferenceError(f'kind={kind!r}: must be one of {choices}') from None
+    if not isinstance(phrase, str):
+      raise InferenceError(f'phrase is {type(phrase).__name__}, not a text; give one str')
+    pixels = read_image(image, name='image')
+    texts = self.encode_texts([phrase], name='phrase')
+    if kind is MapKind.WORDS and not texts.is_word.any():
+      raise InferenceError(
+          "the phrase holds no words, only punctuation; name a finding, or use kind='pooled'")
+    grid_map = self.ground_pairs(self.encode_images([pixels], count=1), texts, kind=kind)
+    frame_map = grounding.to_frame(grid_map, side=self.image_size, smoothing=smoothing)[0]
+    height, width = pixels.shape
+    return np.asarray(
+        augment.from_eval_frame(frame_map, height=height, width=width), np.float32)
+
+  def encode_images(
+      self, images: Iterable[Image], *, count: int, names: Sequence[str] = (), label: str = '',
+  ) -> shapes.ImageFeatures:
+    """All features (NumPy) of `count` images, which may come one by one.
+
+    Args:
+      images: read and prepared as they are consumed.
+      count: how many there are.
+      names: what an error calls them; position unless given.
+      label: shows progress under this name.
+    """
+
+    def rows():
+      for i, image in enumerate(images):
+        name = names[i] if names else f'image {i}'
+        yield augment.eval_frame(read_image(image, name=name), size=self.image_size)
+
+    size = self.image_size
+    blank = (np.zeros((size, size), np.uint8), np.array([0, 0, size, size], np.int32))
+    return self._batched('encode_image', rows(), blank=blank, count=count, label=label)
+
+  def encode_texts(
+      self, texts: Sequence[str], *, name: str = 'text', label: str = '',
+  ) -> shapes.TextFeatures:
+    """All features (NumPy) of texts; `name` is what an error calls one."""
+    _require_sequence(texts, f'{name}s')
+    for i, text in enumerate(texts):
+      which = name if len(texts) == 1 else f'{name} {i}'
+      if not isinstance(text, str):
+        raise InferenceError(f'{which} is {type(text).__name__}, not a text; give a str')
+      if not text.strip():
+        raise InferenceError(f'{which} is empty; give at least one word')
+    tokens = (self._tokenizer(text) for text in texts)
+    rows = ((t.pieces, t.piece_word, t.word_form) for t in tokens)
+    blank = (np.zeros(self.config.data.max_pieces, np.int32),
+             np.full(self.config.data.max_pieces, -1, np.int32),
+             np.full(self.config.data.max_words, -1, np.int32))
+    return self._batched('encode_text', rows, blank=blank, count=len(texts), label=label)
+
+  def ground_pairs(
+      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures, *, kind: MapKind,
+  ) -> Float[np.ndarray, 'n h w']:
+    """Grid map of text n on image n. Padding has the map's minimum.
+
+    Source: method (18).
+    """
+    if kind is MapKind.POOLED:
+      maps = np.einsum('npd,nd->np', images.pixels, texts.pooled)
+    else:
+      maps = self._word_maps(images, texts)
+    lowest = np.where(images.is_pixel, maps, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+    lowest = np.where(np.isfinite(lowest), lowest, 0)
+    return np.where(images.is_pixel, maps, lowest).astype(np.float32).reshape(-1, *self.grid)
+
+  def _word_maps(
+      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures,
+  ) -> Float[np.ndarray, 'n p']:
+    params, dim = self._variables['params'], self.config.model.joint_dim
+    relation = params['relation'] if 'relation' in params else np.zeros((dim, dim), np.float32)
+    by_attention = (
+        self.config.objective.term_weights is config_lib.TermWeights.ATTENTION)
+    columns = (texts.words, texts.is_word, texts.attention, images.pixels, images.is_pixel)
+    blank = tuple(np.zeros(column.shape[1:], column.dtype) for column in columns)
+    parts = []
+    for batch, real in _batches(zip(*columns), blank=blank, size=self._shape(len(columns[0]))):
+      maps = _word_map(relation, *batch, by_attention=by_attention)
+      parts.append(jax.device_get(maps)[:real])
+    return np.concatenate(parts)
+
+  def _batched(self, method: str, rows, *, blank, count: int, label: str):
+    parts = []
+    with tqdm.tqdm(total=count, desc=label, disable=not label, file=sys.stdout,
+                   mininterval=0.5 if sys.stdout.isatty() else 5) as bar:
+      for batch, real in _batches(rows, blank=blank, size=self._shape(count)):
+        features = jax.device_get(
+            _encode(self._variables, *batch, tower=self._tower, method=method))
+        parts.append(jax.tree.map(lambda x, end=real: x[:end], features))
+        bar.update(real)
+    features = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    if not np.isfinite(features.pooled).all():
+      raise InferenceError(
+          f'{method} gives values that are not finite: the weights are damaged, or training has '
+          'diverged; use an earlier checkpoint')
+    return features
+
+  def _shape(self, count: int) -> int:
+    return 1 if count == 1 else self._batch_size
+
+
+def load(path: str | os.PathLike[str], *, platform: str = 'cpu') -> Model:
+  """The model of a checkpoint, on the first device of `platform`.
+
+  Raises:
+    checkpoint.CheckpointError: no checkpoint there, or a damaged one.
+    InferenceError: no such platform.
+  """
+  try:
+    device = jax.devices(platform)[0]
+  except RuntimeError as error:
+    raise InferenceError(
+        f"platform={platform!r}: JAX has no such device here; use 'cpu', or see which platforms "
+        f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r} allows') from error
+  restored = checkpoint.load_model(path)
+  variables = jax.device_put(restored.variables, device)
+  return Model(restored.config, restored.vocabulary, variables)
+
+
+def read_image(image: Image, *, name: str) -> UInt8[np.ndarray, 'h w']:
+  """Grey values of an image; `name` is what an error calls it.
+
+  Raises:
+    InferenceError: missing, not an image, too large, or an array of another kind.
+  """
+  if isinstance(image, np.ndarray):
+    if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
+      raise InferenceError(
+          f'{name} is an array of shape {image.shape} and type {image.dtype}; give grey values '
+          'as uint8 [height width], 0 black to 255 white')
+    return image
+  if isinstance(image, (str, os.PathLike)):
+    path = pathlib.Path(image)
+    name = str(path) if str(path) in name else f'{name} ({path})'
+    try:
+      image = path.read_bytes()
+    except OSError as error:
+      raise InferenceError(
+          f'{name} cannot be read ({error.strerror or type(error).__name__}); '
+          'check the path') from error
+  if not isinstance(image, (bytes, bytearray)):
+    raise InferenceError(
+        f'{name} is {type(image).__name__}; give a path, the bytes of a JPEG or PNG, or a uint8 '
+        'array [height width]')
+  try:
+    return augment.decode_image(bytes(image))
+  except ValueError as error:
+    raise InferenceError(f'{name}: {error}') from error
+
+
+@functools.partial(jax.jit, static_argnames=('tower', 'method'))
+def _encode(variables, *batch, tower, method):
+  return tower.apply(variables, *batch, train=False, method=method)
+
+
+@functools.partial(jax.jit, static_argnames='by_attention')
+def _word_map(
+    relation: Float[jax.Array, 'd d'],
+    words: Float[jax.Array, 'b t d'],
+    is_word: Bool[jax.Array, 'b t'],
+    attention: Float[jax.Array, 'b t'],
+    pixels: Float[jax.Array, 'b p d'],
+    is_pixel: Bool[jax.Array, 'b p'],
+    *,
+    by_attention: bool,
+) -> Float[jax.Array, 'b p']:
+  """sum_l omega_l S^_{l,p} of method (18), by (3), (4) and (10)."""
+  similarity = jnp.einsum('btd,bpd->btp', words + words @ relation, pixels)
+  scaled = word_pixel.min_max(similarity, is_pixel=is_pixel)
+  if by_attention:
+    omega = terms.attention_weights(attention, is_word=is_word)
+  else:
+    omega = terms.uniform_weights(is_word)
+  return jnp.einsum('bt,btp->bp', omega, scaled)
+
+
+def _batches(rows: Iterable[tuple[np.ndarray, ...]], *, blank: tuple[np.ndarray, ...], size: int):
+  """Yields (stacked columns, rows that are real) in shapes of `size` rows, one at least."""
+  block, any_yet = [], False
+  for row in rows:
+    block.append(row)
+    if len(block) == size:
+      yield _stack(block), size
+      block, any_yet = [], True
+  if block or not any_yet:
+    yield _stack(block + [blank] * (size - len(block))), len(block)
+
+
+def _stack(block):
+  return tuple(np.stack(column) for column in zip(*block, strict=True))
+
+
+def _require_sequence(values: Any, name: str) -> None:
+  if isinstance(values, (str, bytes, os.PathLike)):
+    raise InferenceError(
+        f'{name} is a single {type(values).__name__}; give a list, also for one: [...]')

@@ -1,0 +1,208 @@
+"""Evaluation on records: the fixed shape, the truth in the frame, the draw."""
+
+import json
+import types
+
+import cv2
+import numpy as np
+import pytest
+
+from plan_jax import evaluation
+from plan_jax import inference
+from plan_jax import prompts
+from plan_jax import shapes
+from plan_jax.data import records as records_lib
+
+CLASSES = ('effusion', 'no finding')
+
+
+class Oracle:
+  """Stands in for `inference.Model`: sees the bright square, reads the word 'effusion'.
+
+  The image's vector says whether there is a square; a phrase's map is the image.
+  """
+
+  image_size, grid = 56, (14, 14)
+
+  def encode_images(self, images, *, count, names=(), label=''):
+    del names, label
+    frames = np.stack([cv2.imdecode(np.frombuffer(x, np.uint8), 0) for x in images])
+    assert len(frames) == count
+    cells = np.stack([cv2.resize(x, (14, 14), interpolation=cv2.INTER_AREA) for x in frames])
+    has = (frames > 150).mean((1, 2)) > 0.01
+    pooled = np.stack([has, ~has], 1).astype(np.float32)
+    pixels = cells.reshape(count, -1, 1).astype(np.float32)
+    return shapes.ImageFeatures(
+        pooled=pooled, pixels=pixels, is_pixel=np.ones(pixels.shape[:2], bool), backbone=pooled)
+
+  def encode_texts(self, texts, *, name='text', label=''):
+    del name, label
+    has = np.array(['effusion' in text and 'no ' not in text for text in texts], bool)
+    pooled = np.stack([has, ~has], 1).astype(np.float32).reshape(-1, 2)
+    words = np.zeros((len(texts), 1, 2), np.float32)
+    return shapes.TextFeatures(
+        pooled=pooled, words=words, is_word=np.ones((len(texts), 1), bool),
+        attention=words[..., 0], backbone=pooled)
+
+  def ensemble(self, texts):
+    mean = self.encode_texts(texts).pooled.mean(0)
+    return mean / np.linalg.norm(mean)
+
+  def ground_pairs(self, images, texts, *, kind):
+    del texts
+    sign = 1 if kind is inference.MapKind.WORDS else -1
+    return sign * images.pixels.reshape(-1, 14, 14)
+
+
+def _example(i):
+  """A grey square image; every second one has a bright square, its effusion."""
+  rng = np.random.default_rng(i)
+  image = rng.integers(60, 90, (64, 64), np.uint8)
+  if i % 2:
+    return records_lib.Example(
+        id=f'r{i}', image=cv2.imencode('.png', image)[1].tobytes(), patient='', split='test',
+        text=f'no effusion, study {i}', labels=('no finding',))
+  x, y = (int(v) for v in rng.integers(12, 40, 2))
+  image[y:y + 12, x:x + 12] = 220
+  mask = np.zeros((64, 64), np.uint8)
+  mask[y:y + 12, x:x + 12] = 255
+  box = np.array([[x, y, x + 12, y + 12]], np.float32) / 64
+  phrases = (
+      records_lib.Phrase(
+          text='Small effusion', category='effusion', boxes=box,
+          mask=cv2.imencode('.png', mask)[1].tobytes() if i % 4 else b''),
+      records_lib.Phrase(text='a dense area', category='opacity', boxes=box),
+  )
+  return records_lib.Example(
+      id=f'r{i}', image=cv2.imencode('.png', image)[1].tobytes(), patient=f'p{i // 4}',
+      split='test', text=f'small effusion, study {i}', labels=('effusion',), phrases=phrases)
+
+
+@pytest.fixture
+def records(monkeypatch):
+  examples = [_example(i) for i in range(40)]
+  monkeypatch.setattr(records_lib, 'Records', lambda directory, split: examples)
+  monkeypatch.setattr(records_lib, 'read_card', lambda directory: {'classes': list(CLASSES)})
+  return examples
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+  path = tmp_path / 'prompts.toml'
+  path.write_text(
+      '[Effusion]\npositive = ["{|small }effusion"]\nnegative = ["no effusion"]\n'
+      '["No finding"]\npositive = ["clear lungs"]\n')
+  return path
+
+
+def test_evaluate_has_the_fixed_shape_and_the_right_figures(records, prompt_file, tmp_path):
+  out = tmp_path / 'eval'
+  got = evaluation.evaluate(
+      Oracle(), 'records', split='test', max_pairs=100, prompts=prompt_file, pictures=5, out=out,
+      replicates=200, progress=False)
+  assert json.loads((out / 'metrics.json').read_text()) == got
+  assert cv2.imread(str(out / 'grounding.png')) is not None
+  assert got['pairs'] == 40
+  figures = [got['zero_shot']['macro_auroc'], got['retrieval']['image_to_text']['r@1']]
+  for part in ('grounding', 'grounding_margin', 'grounding_pooled', 'grounding_centre'):
+    figures += [got[part][name] for name in ('cnr', 'abs_cnr', 'miou', 'pointing')]
+    assert got[part]['protocol'].startswith('grounding/ms_cxr')
+    assert set(got[part]['categories']) == {'effusion', 'opacity'}
+  for found in figures:
+    assert set(found) == {'value', 'low', 'high', 'n'}
+    assert found['low'] <= found['value'] <= found['high'] and found['n'] == 40
+  assert got['zero_shot']['macro_auroc']['value'] == 1.0
+  assert got['zero_shot']['classes']['Effusion']['positives'] == 20
+  assert got['grounding']['pointing']['value'] == 1.0
+  assert got['grounding']['cnr']['value'] > 1.5 > got['grounding_centre']['cnr']['value']
+  assert got['grounding_pooled']['cnr']['value'] == pytest.approx(
+      -got['grounding']['cnr']['value'], rel=1e-3)
+  text = evaluation.table(got)
+  assert 'zero-shot macro AUROC' in text and 'fixed centre' in text and '40 pairs' in text
+
+
+def test_evaluate_without_prompts_or_phrases(records):
+  records[:] = records[1::2]
+  got = evaluation.evaluate(
+      Oracle(), 'records', split='test', max_pairs=8, replicates=20, progress=False)
+  assert got['zero_shot'] is None and got['pairs'] == 8
+  assert got['grounding']['cnr'] == {'value': None, 'low': None, 'high': None, 'n': 0}
+  assert 'undefined' in evaluation.table(got)
+
+
+def test_the_draw_is_seeded(records):
+  def pairs(seed):
+    data = evaluation._encode(
+        Oracle(), 'records', split='test', max_pairs=10, seed=seed, progress=False)
+    return [example.id for example in data.examples]
+
+  assert pairs(0) == pairs(0) and pairs(0) != pairs(1) and len(set(pairs(0))) == 10
+
+
+def test_validate_gives_plain_numbers(records):
+  got = evaluation.validate(Oracle(), 'records', max_pairs=100)
+  assert set(got) == {
+      'val_retrieval_r1', 'val_retrieval_r5', 'val_retrieval_r10',
+      'val_grounding_cnr', 'val_grounding_miou', 'val_grounding_pointing'}
+  assert got['val_grounding_pointing'] == 1.0
+  records.clear()
+  assert evaluation.validate(Oracle(), 'records', max_pairs=100) == {}
+
+
+def test_empty_split_empty_report_and_unknown_class_are_errors(records, prompt_file):
+  def run(prompts_file=None):
+    evaluation.evaluate(
+        Oracle(), 'records', split='test', max_pairs=9, prompts=prompts_file, progress=False)
+
+  prompt_file.write_text('[Gout]\npositive = ["gout"]\n')
+  with pytest.raises(prompts.PromptError, match=r"\[Gout\].*'gout'.*effusion, no finding"):
+    run(prompt_file)
+  records[:] = [types.SimpleNamespace(**{**vars(records[0]), 'text': ' '})]
+  with pytest.raises(evaluation.EvaluationError, match="'r0'.*no report"):
+    run()
+  records.clear()
+  with pytest.raises(evaluation.EvaluationError, match="'test'.*no pairs"):
+    run()
+
+
+def test_truth_is_the_union_of_masks_and_boxes_of_one_phrase():
+  boxes = np.array([[0.5, 0.5, 0.75, 0.75]], np.float32)
+  mask = np.zeros((256, 256), np.uint8)
+  mask[64:128, 64:128] = 255
+  example = records_lib.Example(
+      id='a', patient='', split='test', text='t', labels=(),
+      image=cv2.imencode('.png', mask)[1].tobytes(),
+      phrases=(
+          records_lib.Phrase(text='An  Area', category='x', boxes=boxes),
+          records_lib.Phrase(
+              text='an area', category='x', boxes=boxes,
+              mask=cv2.imencode('.png', mask)[1].tobytes()),
+          records_lib.Phrase(text='another', category='y', boxes=boxes)))
+  targets = list(evaluation.phrase_targets(example, row=3))
+  assert [target.category for target in targets] == ['x', 'y']
+  assert targets[0].row == 3 and targets[0].truth.shape == (224, 224)
+  expected = np.zeros((256, 256), bool)
+  expected[128:192, 128:192] = True
+  np.testing.assert_array_equal(targets[1].truth, expected[16:-16, 16:-16])
+  expected[64:128, 64:128] = True
+  np.testing.assert_array_equal(targets[0].truth, expected[16:-16, 16:-16])
+
+
+def test_pictures_take_the_findings_in_turn():
+  categories = ['a'] * 20 + ['b'] * 2 + ['c']
+  chosen = evaluation.choose_pictures(categories, count=6, seed=0)
+  assert [categories[i] for i in chosen] == ['a', 'b', 'c', 'a', 'b', 'a']
+  assert chosen == evaluation.choose_pictures(categories, count=6, seed=0)
+  assert len(set(evaluation.choose_pictures(categories, count=99, seed=0))) == 23
+  assert evaluation.choose_pictures([], count=6, seed=0) == []
+
+
+def test_unlabelled_images_are_left_out_and_counted():
+  entry = prompts.ClassPrompts(
+      name='Effusion', labels=('effusion',), positive=('effusion',), negative=())
+  vectors = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
+  got = evaluation.zero_shot_figures(
+      Oracle(), vectors, classes=[entry], labels=[['Effusion'], ['Gout'], []],
+      patients=['a', 'b', 'c'], replicates=50)
+  assert got['unlabelled'] == 1 and got['labels_without_prompts'] == ['gout']
+  assert got['classes']['Effusion']['n'] == 2 and got['macro_auroc']['value'] == 1.0

@@ -1,0 +1,200 @@
+"""The model for use: vectors, grounding maps, and what it says of bad input."""
+
+import subprocess
+import sys
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from plan_jax import inference
+from plan_jax import step as step_lib
+from plan_jax.data import tokenize
+
+TEXTS = ['small left pleural effusion', 'no acute cardiopulmonary abnormality',
+         'right lower lobe opacity, no effusion', 'the heart is enlarged']
+
+
+@pytest.fixture(scope='module')
+def model():
+  vocabulary = tokenize.train_vocabulary(TEXTS * 3, size=200)
+  config = tiny.config()
+  tower = step_lib.build_model(config, vocab_size=len(vocabulary))
+  key = jax.random.PRNGKey(0)
+  blank = step_lib.empty_batch(config.data, size=1)
+  expected = jax.eval_shape(
+      lambda: tower.init({'params': key, 'dropout': key}, blank, train=False))
+  # Compiling the initialisation would take far longer. Delta is not 0 either.
+  rng = np.random.default_rng(0)
+  variables = {
+      'params': jax.tree.map(
+          lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), expected['params']),
+      'batch_stats': jax.tree.map(
+          lambda x: np.ones(x.shape, np.float32), expected['batch_stats'])}
+  return inference.Model(config, vocabulary, variables, batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def images():
+  rng = np.random.default_rng(0)
+  return [cv2.GaussianBlur(rng.integers(0, 256, (h, w), np.uint8), (0, 0), 4)
+          for h, w in [(80, 80), (120, 60), (50, 90), (64, 64), (200, 100)]]
+
+
+def test_embeddings_are_unit_vectors_whatever_the_batch(model, images):
+  vectors = model.embed_images(images)
+  assert vectors.shape == (5, 16)
+  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+  for i, image in enumerate(images):
+    np.testing.assert_allclose(model.embed_images([image])[0], vectors[i], atol=1e-5)
+  texts = model.embed_texts(TEXTS)
+  np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
+  np.testing.assert_allclose(model.embed_texts(TEXTS[2:3])[0], texts[2], atol=1e-5)
+  assert np.abs(texts[0] - texts[1]).max() > 1e-3
+
+
+def test_nothing_gives_nothing(model):
+  assert model.embed_images([]).shape == (0, 16)
+  assert model.embed_texts([]).shape == (0, 16)
+  assert model.similarity([], TEXTS).shape == (0, 4)
+
+
+def test_paths_bytes_and_arrays_are_the_same_image(model, images, tmp_path):
+  path = tmp_path / 'image.png'
+  cv2.imwrite(str(path), images[1])
+  got = model.embed_images([images[1], path, str(path), path.read_bytes()])
+  np.testing.assert_allclose(got, np.tile(got[:1], (4, 1)), atol=1e-6)
+
+
+def test_similarity_is_the_cosine(model, images):
+  got = model.similarity(images, TEXTS)
+  np.testing.assert_allclose(
+      got, model.embed_images(images) @ model.embed_texts(TEXTS).T, atol=1e-6)
+  assert got.shape == (5, 4) and np.abs(got).max() <= 1 + 1e-5
+
+
+def test_models_of_the_same_settings_compile_once(model, images):
+  model.embed_images(images)
+  before = inference._encode._cache_size()
+  again = inference.Model(
+      model.config, model.vocabulary, jax.tree.map(lambda x: 2 * x, model._variables),
+      batch_size=4)
+  other = again.embed_images(images)
+  assert inference._encode._cache_size() == before
+  assert np.abs(other - model.embed_images(images)).max() > 1e-3
+
+
+def test_pooled_map_is_the_dot_product(model, images):
+  features = model.encode_images(images[:1], count=1)
+  phrase = model.encode_texts(TEXTS[:1])
+  got = model.ground_pairs(features, phrase, kind=inference.MapKind.POOLED)
+  assert got.shape == (1, 4, 4)
+  np.testing.assert_allclose(
+      got[0].ravel(), features.pixels[0] @ phrase.pooled[0], atol=1e-5)
+
+
+def test_word_map_is_the_weighted_sum_of_min_max_rows(model, images):
+  """Method (18), written out word by word."""
+  features = model.encode_images(images[:1], count=1)
+  phrase = model.encode_texts(TEXTS[2:3])
+  delta = np.asarray(model._variables['params']['relation'])
+  real = features.is_pixel[0]
+  count = int(phrase.is_word[0].sum())
+  weights = phrase.attention[0, :count]
+  weights = np.clip(weights, np.quantile(weights, 0.1), np.quantile(weights, 0.9))
+  weights = weights / weights.sum()
+  expected = np.zeros(real.sum())
+  for word, weight in zip(phrase.words[0, :count], weights, strict=True):
+    row = features.pixels[0][real] @ (np.eye(16) + delta).T @ word
+    expected += weight * (row - row.min()) / (row.max() - row.min())
+  got = model.ground_pairs(features, phrase, kind=inference.MapKind.WORDS)
+  np.testing.assert_allclose(got[0].ravel()[real], expected, atol=1e-4)
+  assert np.std(expected) > 1e-3
+
+
+def test_padding_has_the_lowest_value(model):
+  narrow = np.random.default_rng(1).integers(0, 256, (200, 40), np.uint8)
+  features = model.encode_images([narrow], count=1)
+  assert 0 < features.is_pixel.sum() < features.is_pixel.size
+  for kind in inference.MapKind:
+    got = model.ground_pairs(features, model.encode_texts(TEXTS[:1]), kind=kind)[0].ravel()
+    real = features.is_pixel[0]
+    np.testing.assert_allclose(got[~real], got[real].min())
+
+
+@pytest.mark.parametrize('kind', ['words', 'pooled'])
+def test_ground_is_in_the_frame_of_the_image(model, images, kind):
+  for image in images:
+    got = model.ground(image, 'left pleural effusion', kind=kind)
+    assert got.shape == image.shape and got.dtype == np.float32
+    assert np.isfinite(got).all() and got.std() > 0
+  sharp = model.ground(images[0], 'left pleural effusion', kind=kind, smoothing=0)
+  assert sharp.std() > model.ground(images[0], 'left pleural effusion', kind=kind).std()
+
+
+def _bad_images(tmp_path):
+  text = tmp_path / 'notes.txt'
+  text.write_text('not a picture')
+  whole = cv2.imencode('.jpg', np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))[1]
+  cut = tmp_path / 'cut.jpg'
+  cut.write_bytes(whole.tobytes()[:40])
+  return {
+      'absent': (tmp_path / 'absent.png', 'absent.png'),
+      'text': (text, 'notes.txt'),
+      'cut': (cut, 'cut.jpg'),
+      'colour': (np.zeros((8, 8, 3), np.uint8), r'\(8, 8, 3\).*uint8 \[height width\]'),
+      'float': (np.zeros((8, 8)), 'float64.*uint8'),
+      'blank': (np.zeros((0, 8), np.uint8), r'\(0, 8\)'),
+      'number': (7, 'int; give a path'),
+  }
+
+
+@pytest.mark.parametrize(
+    'case', ['absent', 'text', 'cut', 'colour', 'float', 'blank', 'number'])
+def test_bad_images_are_named(model, images, tmp_path, case):
+  bad, message = _bad_images(tmp_path)[case]
+  with pytest.raises(inference.InferenceError, match=message) as raised:
+    model.embed_images([images[0], bad])
+  assert 'image 1' in str(raised.value)
+
+
+def test_bad_texts_are_named(model, images):
+  with pytest.raises(inference.InferenceError, match='text 1 is empty'):
+    model.embed_texts(['effusion', '  '])
+  with pytest.raises(inference.InferenceError, match='text 0 is int'):
+    model.embed_texts([3, 'effusion'])
+  with pytest.raises(inference.InferenceError, match='single str; give a list'):
+    model.embed_texts('effusion')
+  with pytest.raises(inference.InferenceError, match='single .*; give a list'):
+    model.embed_images('image.png')
+  with pytest.raises(inference.InferenceError, match='phrase is empty'):
+    model.ground(images[0], '')
+  with pytest.raises(inference.InferenceError, match='phrase is list'):
+    model.ground(images[0], ['effusion'])
+  with pytest.raises(inference.InferenceError, match="kind='pooled'"):
+    model.ground(images[0], '?!')
+  assert np.isfinite(model.ground(images[0], '?!', kind='pooled')).all()
+  with pytest.raises(inference.InferenceError, match="'heat'.*'words', 'pooled'"):
+    model.ground(images[0], 'effusion', kind='heat')
+
+
+def test_diverged_weights_are_an_error(model, images):
+  broken = inference.Model(
+      model.config, model.vocabulary, jax.tree.map(lambda x: x * np.nan, model._variables),
+      batch_size=4)
+  with pytest.raises(inference.InferenceError, match='not finite'):
+    broken.embed_images(images)
+
+
+def test_an_unknown_platform_is_an_error(tmp_path):
+  with pytest.raises(inference.InferenceError, match="platform='abacus'.*'cpu'"):
+    inference.load(tmp_path, platform='abacus')
+
+
+def test_importing_the_package_is_light():
+  code = 'import sys, plan_jax; print(sorted({"jax", "numpy", "cv2", "flax"} & set(sys.modules)))'
+  done = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == '[]'

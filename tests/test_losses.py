@@ -1,0 +1,497 @@
+"""Each loss by itself: values against small loops in numpy, masks, degenerate input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plan_jax.losses import contrastive
+from plan_jax.losses import cross_pair
+from plan_jax.losses import refinement
+from plan_jax.losses import terms
+from plan_jax.losses import word_pixel
+
+SOFT = functools.partial(
+    word_pixel.salient_weights, fixed=0.5, per_cell=0.0, percentile=0.0, gate_width=0.05)
+PERCENTILE = functools.partial(
+    word_pixel.salient_weights, fixed=0.0, per_cell=0.0, percentile=0.85, gate_width=0.05)
+
+
+def units(rng, *shape):
+  x = rng.normal(size=shape)
+  return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def all_finite(tree):
+  return all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(tree))
+
+
+def features(seed=0, b=3, t=5, p=7, d=6):
+  """Words, pixels and their masks, with padding on both sides."""
+  rng = np.random.default_rng(seed)
+  is_word = np.arange(t) < rng.integers(2, t + 1, b)[:, None]
+  is_pixel = np.arange(p) < rng.integers(4, p + 1, b)[:, None]
+  return units(rng, b, t, d) * is_word[..., None], units(rng, b, p, d), is_word, is_pixel
+
+
+# ---- (2)
+
+
+def test_global_loss_is_the_mean_of_both_directions():
+  rng = np.random.default_rng(0)
+  images, texts = units(rng, 4, 6), units(rng, 4, 6)
+  logits = images @ texts.T / 0.07
+  rows = -np.log(np.exp(logits).diagonal() / np.exp(logits).sum(1)).mean()
+  columns = -np.log(np.exp(logits).diagonal() / np.exp(logits).sum(0)).mean()
+  loss = contrastive.global_loss(images, texts, temperature=0.07)
+  assert float(loss) == pytest.approx((rows + columns) / 2, rel=1e-5)
+
+
+def test_one_pair_gives_0_and_no_gradient():
+  rng = np.random.default_rng(0)
+  value, gradient = jax.value_and_grad(
+      lambda x: contrastive.global_loss(x, units(rng, 1, 6), temperature=0.07))(units(rng, 1, 6))
+  assert float(value) == 0 and not np.any(gradient)
+
+
+def test_cross_entropy_leaves_out_what_is_no_pair():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(2, 4, 4)).astype(np.float32)
+  is_pair = np.array([[True, False, True, True], [False, False, False, True]])
+  kept = jnp.array(logits[0][np.ix_([0, 2, 3], [0, 2, 3])])
+  loss = contrastive.symmetric_cross_entropy(jnp.array(logits), is_pair=is_pair)
+  # Three pairs of the first group, and one without negatives (0) of the second.
+  expected = float(contrastive.symmetric_cross_entropy(kept)) * 3 / 4
+  assert float(loss) == pytest.approx(expected, rel=1e-5)
+  none = jax.value_and_grad(
+      lambda x: contrastive.symmetric_cross_entropy(x, is_pair=np.zeros((2, 4), bool)))
+  value, gradient = none(jnp.array(logits))
+  assert float(value) == 0 and not np.any(gradient)
+
+
+def test_unit_of_zero_is_zero_with_zero_gradient():
+  x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+  np.testing.assert_allclose(contrastive.unit(x), [[0, 0], [0.6, 0.8]], rtol=1e-6)
+  gradient = jax.grad(lambda x: contrastive.unit(x)[:, 0].sum())(x)
+  assert not np.any(gradient[0]) and np.any(gradient[1])
+
+
+# ---- (3)-(6)
+
+
+def test_relation_bends_the_similarity():
+  words, pixels, is_word, is_pixel = features()
+  delta = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
+  match = word_pixel.relate(
+      words, pixels, relation=delta, is_word=is_word, is_pixel=is_pixel, attend=SOFT)
+  expected = np.einsum('btd,de,bpe->btp', words, np.eye(6) + delta, pixels)
+  np.testing.assert_allclose(match.similarity, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_min_max_over_real_pixels_only():
+  row = jnp.array([[[2.0, 4.0, 3.0, 99.0]]])
+  scaled = word_pixel.min_max(row, is_pixel=np.array([[True, True, True, False]]))
+  np.testing.assert_allclose(scaled[0, 0], [0, 1, 0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize('attend', [SOFT, PERCENTILE, functools.partial(
+    word_pixel.salient_weights, fixed=0.0, per_cell=1.0, percentile=0.0, gate_width=0.0)])
+def test_constant_row_is_uniform_without_gradient(attend):
+  is_pixel = np.array([[True, True, True, False]])
+  flat = jnp.full((1, 2, 4), 0.3)
+  assert not np.any(word_pixel.min_max(flat, is_pixel=is_pixel))
+
+  def weights(similarity):
+    return attend(similarity, is_word=np.ones((1, 2), bool), is_pixel=is_pixel)
+
+  np.testing.assert_allclose(weights(flat)[0], [[1 / 3, 1 / 3, 1 / 3, 0]] * 2, rtol=1e-6)
+  gradient = jax.grad(lambda s: jnp.sum(weights(s) * jnp.arange(4.0)))(flat)
+  assert not np.any(gradient)
+
+
+def test_a_gate_that_keeps_nothing_is_uniform():
+  nothing = word_pixel.salient_weights(
+      jnp.array([[[0.0, 0.4, 1.0, 0.2]]]), is_word=np.ones((1, 1), bool),
+      is_pixel=np.ones((1, 4), bool), fixed=1.5, per_cell=0.0, percentile=0.0, gate_width=0.0)
+  np.testing.assert_allclose(nothing, np.full((1, 1, 4), 0.25))
+
+
+def test_gates_against_their_formula():
+  x = np.array([0.0, 0.3, 0.55, 1.0], np.float32)
+  kwargs = dict(is_word=np.ones((1, 1), bool), is_pixel=np.ones((1, 4), bool),
+                fixed=0.5, per_cell=0.0, percentile=0.0)
+  hard = word_pixel.salient_weights(jnp.array(x)[None, None], gate_width=0.0, **kwargs)
+  np.testing.assert_allclose(hard[0, 0], np.array([0, 0, 0.55, 1]) / 1.55, rtol=1e-6)
+  soft = word_pixel.salient_weights(jnp.array(x)[None, None], gate_width=0.05, **kwargs)
+  expected = x / (1 + np.exp(-(x - 0.5) / 0.05))
+  np.testing.assert_allclose(soft[0, 0], expected / expected.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('share', [0.1, 0.5, 0.85, 1.0])
+def test_percentile_is_numpys_within_its_resolution(share):
+  rng = np.random.default_rng(0)
+  scaled = rng.random((4, 5, 41)).astype(np.float32)
+  counts = [41, 40, 13, 1]
+  is_pixel = np.arange(41) < np.array(counts)[:, None]
+  ours = jax.jit(functools.partial(word_pixel.row_percentile, share=share))(
+      scaled, is_pixel=is_pixel)
+  for row, count, value in zip(scaled, counts, np.asarray(ours), strict=True):
+    lower = np.quantile(row[:, :count].astype(np.float64), share, axis=-1, method='lower')
+    error = value[:, 0] - lower
+    assert (error >= -1e-6).all() and (error <= 1 / 256).all()
+
+
+def test_threshold_per_cell_counts_real_pixels():
+  is_pixel = np.array([[True] * 4, [True, True, False, False]])
+  sigma = word_pixel.threshold(
+      jnp.zeros((2, 1, 4)), is_pixel=is_pixel, fixed=0.0, per_cell=1.0, percentile=0.0)
+  np.testing.assert_allclose(sigma[:, 0, 0], [0.25, 0.5])
+
+
+@pytest.mark.parametrize('sigma, cells, cosine', [
+    (dict(fixed=0.0, per_cell=1.0, percentile=0.0), 173, 0.77),
+    (dict(fixed=0.5, per_cell=0.0, percentile=0.0), 108, 0.38),
+    (dict(fixed=0.0, per_cell=0.0, percentile=0.85), 48, 0.16)])
+def test_diagnostics_reproduce_the_measured_table(sigma, cells, cosine):
+  rng = np.random.default_rng(0)
+  words, pixels = units(rng, 2, 60, 128), units(rng, 2, 196, 128)
+  is_word = np.ones((2, 60), bool)
+  match = word_pixel.relate(
+      words, pixels, relation=jnp.zeros((128, 128)), is_word=is_word,
+      is_pixel=np.ones((2, 196), bool),
+      attend=functools.partial(word_pixel.salient_weights, gate_width=0.05, **sigma))
+  assert float(word_pixel.effective_cells(match.weights, is_word=is_word)) == pytest.approx(
+      cells, rel=0.04)
+  assert float(word_pixel.region_cosine(match.regions, is_word=is_word)) == pytest.approx(
+      cosine, abs=0.02)
+
+
+def test_diagnostics_against_loops():
+  words, pixels, is_word, is_pixel = features()
+  match = word_pixel.relate(
+      words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
+  regions = np.asarray(match.regions)
+  means = []
+  for r, real in zip(regions, is_word, strict=True):
+    r = r[real]
+    means.append(np.mean([r[i] @ r[j] for i in range(len(r)) for j in range(len(r)) if i != j]))
+  assert float(word_pixel.region_cosine(match.regions, is_word=is_word)) == pytest.approx(
+      np.mean(means), rel=1e-4)
+  n_equal = jnp.array([[[0.25] * 4 + [0.0]]])
+  assert float(word_pixel.effective_cells(n_equal, is_word=np.ones((1, 1), bool))) == 4
+  none = np.zeros((1, 1), bool)
+  assert float(word_pixel.effective_cells(n_equal, is_word=none)) == 0
+  assert float(word_pixel.region_cosine(jnp.ones((1, 1, 3)), is_word=none)) == 0
+
+
+def test_rounds_look_again_with_the_region_mixed_in():
+  words, pixels, is_word, is_pixel = features()
+  kwargs = dict(relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
+  first = word_pixel.relate(words, pixels, **kwargs)
+  mixed = contrastive.unit(words + first.regions)
+  by_hand = word_pixel.relate(mixed, pixels, **kwargs)
+  two = word_pixel.relate(words, pixels, rounds=2, **kwargs)
+  np.testing.assert_allclose(two.regions, by_hand.regions, rtol=1e-5, atol=1e-6)
+  assert np.abs(two.regions - first.regions).max() > 1e-3
+
+
+# ---- (7), (8)
+
+
+def test_word_region_loss_against_loops():
+  words, pixels, is_word, is_pixel = features(t=5)
+  forms = np.array([[1, 2, 1, 3, 4], [5, 5, 5, 6, 7], [1, 2, 3, 4, 5]])
+  regions = units(np.random.default_rng(2), 3, 5, 6)
+  omega = np.random.default_rng(3).random((3, 5)) * is_word
+  omega /= omega.sum(1, keepdims=True)
+  expected = 0.0
+  for w, r, real, form, weight in zip(words, regions, is_word, forms, omega, strict=True):
+    for l in np.flatnonzero(real):
+      rivals = [l] + [m for m in np.flatnonzero(real) if form[m] != form[l]]
+      for x, keys in ((w[l], r), (r[l], w)):
+        logits = keys[rivals] @ x / 0.1
+        expected += weight[l] * (np.log(np.exp(logits).sum()) - logits[0]) / 2
+  loss = word_pixel.word_region_loss(
+      words, regions, weights=omega, temperature=0.1,
+      is_negative=word_pixel.word_negatives(forms, is_word=is_word))
+  assert float(loss) == pytest.approx(expected / 3, rel=1e-4)
+
+
+def test_a_report_of_one_repeated_word_has_no_negatives():
+  words, regions = units(np.random.default_rng(0), 1, 4, 6), units(np.random.default_rng(1), 1, 4, 6)
+  is_word = np.ones((1, 4), bool)
+  loss = word_pixel.word_region_loss(
+      words, regions, weights=terms.uniform_weights(is_word), temperature=0.1,
+      is_negative=word_pixel.word_negatives(np.full((1, 4), 9), is_word=is_word))
+  assert float(loss) == 0
+
+
+def test_pixel_word_loss_against_loops():
+  words, pixels, is_word, is_pixel = features()
+  match = word_pixel.relate(
+      words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
+  mixtures = word_pixel.word_mixtures(match.similarity, words, is_word=is_word, temperature=0.1)
+  weights = word_pixel.pixel_weights(match.weights)
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+  loss = word_pixel.pixel_word_loss(
+      pixels, mixtures, weights=weights, is_pixel=is_pixel, temperature=0.1)
+  expected = 0.0
+  for i in range(3):
+    w, v = words[i][is_word[i]], pixels[i][is_pixel[i]]
+    share = np.exp(w @ v.T / 0.1)
+    u = (share / share.sum(0)).T @ w
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    a = np.asarray(match.weights[i])[is_word[i]].max(0)[is_pixel[i]]
+    logits = v @ u.T / 0.1
+    rows = np.log(np.exp(logits).sum(1)) - logits.diagonal()
+    columns = np.log(np.exp(logits).sum(0)) - logits.diagonal()
+    expected += (a / a.sum() * (rows + columns) / 2).sum()
+  assert float(loss) == pytest.approx(expected / 3, rel=1e-4)
+
+
+def test_pixel_weights_pass_no_gradient():
+  assert not np.any(jax.grad(lambda a: word_pixel.pixel_weights(a)[0, 0])(jnp.ones((1, 2, 3))))
+
+
+# ---- (9)
+
+
+def reference_scores(words, pixels, *, relation, is_word, is_pixel, attend):
+  """Everything in memory, one pair at a time."""
+  rows = []
+  for v, real_pixel in zip(pixels, is_pixel, strict=True):
+    row = []
+    for w, real_word in zip(words, is_word, strict=True):
+      similarity = w @ (jnp.eye(w.shape[-1]) + relation) @ v.T
+      a = attend(similarity, is_word=real_word, is_pixel=real_pixel)
+      regions = contrastive.unit(a @ v)
+      cosine = jnp.sum(w * regions, axis=-1)
+      row.append(jnp.log(jnp.sum(jnp.where(real_word, jnp.exp(5 * cosine), 0.0))))
+    rows.append(jnp.stack(row))
+  return jnp.stack(rows)
+
+
+@pytest.mark.parametrize('attend', [SOFT, PERCENTILE])
+@pytest.mark.parametrize('block', [1, 2, 4])
+def test_pair_scores_equal_the_reference(attend, block):
+  words, pixels, is_word, is_pixel = features(b=4)
+  delta = 0.3 * np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
+  kwargs = dict(is_word=is_word, is_pixel=is_pixel, attend=attend)
+
+  def blockwise(words, pixels, relation):
+    scores = cross_pair.pair_scores(
+        words, pixels, relation=relation, rounds=1, sharpness=5.0, block=block, **kwargs)
+    return jnp.sum(jnp.sin(scores)), scores
+
+  def reference(words, pixels, relation):
+    scores = reference_scores(words, pixels, relation=relation, **kwargs)
+    return jnp.sum(jnp.sin(scores)), scores
+
+  gradients, scores = jax.jit(jax.grad(blockwise, (0, 1, 2), has_aux=True))(words, pixels, delta)
+  expected, oracle = jax.jit(jax.grad(reference, (0, 1, 2), has_aux=True))(words, pixels, delta)
+  np.testing.assert_allclose(scores, oracle, rtol=1e-5, atol=1e-5)
+  for ours, theirs in zip(gradients, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_pair_scores_of_empty_reports_and_blank_images():
+  words, pixels, is_word, is_pixel = features(b=4)
+  is_word[1], is_pixel[2] = False, False
+
+  def total(words, pixels):
+    scores = cross_pair.pair_scores(
+        words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel,
+        attend=SOFT, rounds=2, sharpness=5.0, block=2)
+    return jnp.sum(scores), scores
+
+  gradients, scores = jax.grad(total, (0, 1), has_aux=True)(words, pixels)
+  assert all_finite((scores, gradients))
+  assert not np.any(scores[:, 1]) and np.all(scores[[0, 1, 3]][:, [0, 2, 3]] != 0)
+  assert not np.any(gradients[0][1]) and not np.any(gradients[1][2])
+
+
+def test_blocks():
+  assert cross_pair.block_size(12, images=4, words=8, pixels=16, mib=1000) == 12
+  of_one = 24 * 4 * 1024 * 256
+  assert cross_pair.block_size(12, images=4, words=1024, pixels=256, mib=5 * of_one / 2**20) == 4
+  assert cross_pair.block_size(12, images=4, words=1024, pixels=256, mib=1) == 1
+  words, pixels, is_word, is_pixel = features(b=4)
+  with pytest.raises(ValueError, match='block=3 does not divide the 4 reports'):
+    cross_pair.pair_scores(
+        words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel,
+        attend=SOFT, rounds=1, sharpness=5.0, block=3)
+
+
+def test_memory_stays_below_the_all_pairs_array():
+  b, t, p, d = 16, 32, 64, 8
+  rng = np.random.default_rng(0)
+  args = units(rng, b, t, d), units(rng, b, p, d)
+
+  def total(words, pixels, block):
+    return jnp.sum(cross_pair.pair_scores(
+        words, pixels, relation=jnp.zeros((d, d)), is_word=np.ones((b, t), bool),
+        is_pixel=np.ones((b, p), bool), attend=SOFT, rounds=1, sharpness=5.0, block=block))
+
+  def temporaries(block):
+    step = jax.jit(jax.grad(functools.partial(total, block=block), (0, 1)))
+    return step.lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+  all_pairs = 4 * b * b * t * p
+  assert temporaries(1) < all_pairs < temporaries(b)
+
+
+# ---- (10)-(12)
+
+
+def test_attention_weights_are_clipped_as_numpy_does():
+  rng = np.random.default_rng(0)
+  attention = rng.random((3, 9)).astype(np.float32)
+  counts = [9, 4, 1]
+  is_word = np.arange(9) < np.array(counts)[:, None]
+  ours = terms.attention_weights(attention, is_word=is_word)
+  for row, count, value in zip(attention, counts, np.asarray(ours), strict=True):
+    real = row[:count]
+    clipped = np.clip(real, *np.quantile(real, [0.1, 0.9]))
+    np.testing.assert_allclose(value[:count], clipped / clipped.sum(), rtol=1e-5)
+    assert not value[count:].any()
+
+
+def test_weights_without_words_or_attention():
+  is_word = np.array([[False, False], [True, True]])
+  ours = terms.attention_weights(jnp.zeros((2, 2)), is_word=is_word)
+  np.testing.assert_allclose(ours, [[0, 0], [0.5, 0.5]])
+  np.testing.assert_allclose(terms.uniform_weights(is_word), [[0, 0], [0.5, 0.5]])
+
+
+@pytest.mark.parametrize('share', [0.4, 0.7, 1.0])
+def test_keeps_the_heaviest_share_of_words(share):
+  rng = np.random.default_rng(0)
+  weights = rng.random((11, 10)).astype(np.float32)
+  is_word = np.arange(10) < np.arange(11)[:, None]
+  kept = np.asarray(terms.keep_words(
+      weights, is_word=is_word, share=np.float32(share), noise=0.0))
+  for row, real, count in zip(kept, weights, range(11), strict=True):
+    n = -(-round(share * 10) * count // 10)  # an exact ceil(share * count)
+    assert set(np.flatnonzero(row)) == set(np.argsort(-real[:count], kind='stable')[:n])
+
+
+def test_noise_draws_words_in_proportion_to_their_weight():
+  weights = jnp.tile(jnp.array([[0.6, 0.3, 0.1]]), (4000, 1))
+  kept = terms.keep_words(
+      weights, is_word=np.ones((4000, 3), bool), share=0.3,
+      noise=jax.random.gumbel(jax.random.key(0), (4000, 3)))
+  assert (np.sum(kept, axis=1) == 1).all()
+  np.testing.assert_allclose(np.mean(kept, axis=0), [0.6, 0.3, 0.1], atol=0.03)
+
+
+@pytest.mark.parametrize('report, negations, kept, expected', [
+    ('no pneumothorax seen', 'no', 'pneumothorax', 'no pneumothorax'),
+    ('lungs free of effusion', 'free of', 'effusion', 'free of effusion'),
+    ('effusion not seen', 'not', 'effusion', 'effusion not'),
+    ('without evidence of edema', 'without', 'edema', 'without evidence of edema'),
+    ('no rib fracture or other sign', 'no', 'sign', 'sign'),  # five words on
+    # "no effusion" would say the opposite.
+    ('no pneumothorax large effusion', 'no', 'effusion', 'no pneumothorax large effusion'),
+    ('heart is large', '', 'heart', 'heart')])
+def test_negations_stay_with_the_kept_words(report, negations, kept, expected):
+  words = report.split() + ['', '']
+  mask = lambda names: np.array([[bool(w) and w in names.split() for w in words]])
+  result = terms.keep_negations(jnp.array(mask(kept)), is_negation=mask(negations))
+  assert [w for w, keep in zip(words, np.asarray(result)[0], strict=True) if keep] == expected.split()
+
+
+# ---- (13)-(15)
+
+
+def test_smooth_is_scipys_gaussian_in_the_interior():
+  ndimage = pytest.importorskip('scipy.ndimage')
+  maps = np.zeros((1, 1, 81), np.float32)
+  maps[0, 0, 40] = 1
+  ours = refinement.smooth(maps, is_pixel=np.ones((1, 81), bool), grid=(9, 9), sigma=0.5)
+  expected = ndimage.gaussian_filter(maps.reshape(9, 9), 0.5, truncate=8)
+  np.testing.assert_allclose(np.asarray(ours).reshape(9, 9), expected, atol=1e-5)
+
+
+def test_smooth_respects_padding():
+  rng = np.random.default_rng(0)
+  maps = rng.random((2, 3, 12)).astype(np.float32)
+  is_pixel = np.array([[True] * 12, [True, True, False, False] * 3])
+  ours = refinement.smooth(maps, is_pixel=is_pixel, grid=(3, 4), sigma=0.7)
+  noisy = np.where(is_pixel[:, None], maps, 1e3)
+  np.testing.assert_allclose(
+      ours, refinement.smooth(noisy, is_pixel=is_pixel, grid=(3, 4), sigma=0.7), rtol=1e-5)
+  flat = refinement.smooth(np.ones_like(maps), is_pixel=is_pixel, grid=(3, 4), sigma=0.7)
+  np.testing.assert_allclose(flat, np.broadcast_to(is_pixel[:, None], maps.shape), atol=1e-5)
+  same = refinement.smooth(maps, is_pixel=is_pixel, grid=(3, 4), sigma=0.0)
+  np.testing.assert_array_equal(same, maps * is_pixel[:, None])
+  with pytest.raises(ValueError, match='has 9 cells, the maps 12'):
+    refinement.smooth(maps, is_pixel=is_pixel, grid=(3, 3), sigma=0.7)
+
+
+@pytest.mark.parametrize('gamma', [1.0, 2.0])
+def test_targets_against_their_formula(gamma):
+  similarity = jnp.array([[[0.0, 0.5, 1.0, 0.75], [2.0, 2.0, 2.0, 2.0]]])
+  q = refinement.targets(
+      similarity, is_pixel=np.ones((1, 4), bool), grid=(2, 2), blur=0.0, fixed=0.6,
+      per_cell=0.0, percentile=0.0, gamma=gamma)
+  expected = np.array([0, 0, 1, 0.75]) ** gamma
+  np.testing.assert_allclose(q[0, 0], expected / expected.sum(), rtol=1e-5)
+  assert not np.any(q[0, 1])  # a constant row says nothing
+
+
+def test_refinement_loss_is_the_weighted_divergence():
+  rng = np.random.default_rng(0)
+  similarity = rng.normal(size=(2, 3, 5)).astype(np.float32)
+  is_pixel = np.array([[True] * 5, [True] * 4 + [False]])
+  target = rng.random((2, 3, 5)) * is_pixel[:, None] * (rng.random((2, 3, 5)) > 0.3)
+  target[0, 0] = 0
+  total = target.sum(-1, keepdims=True)
+  target = np.where(total > 0, target / np.where(total > 0, total, 1), 0)
+  weights = rng.random((2, 3))
+  expected, mass = 0.0, 0.0
+  for i in range(2):
+    for l in range(3):
+      q, s = target[i, l], similarity[i, l] / 0.1
+      if not q.any():
+        continue
+      share = np.where(is_pixel[i], np.exp(s), 0)
+      share /= share.sum()
+      expected += weights[i, l] * sum(a * np.log(a / b) for a, b in zip(q, share) if a > 0)
+      mass += weights[i, l]
+  loss = refinement.refinement_loss(
+      similarity, target, weights=weights, is_pixel=is_pixel, temperature=0.1)
+  assert float(loss) == pytest.approx(expected / mass, rel=1e-4)
+
+
+def test_refinement_of_nothing_is_0_without_gradient():
+  is_pixel = np.array([[True] * 4, [False] * 4])
+  for weights, target in ((np.zeros((2, 3)), np.full((2, 3, 4), 0.25)),
+                          (np.ones((2, 3)), np.zeros((2, 3, 4)))):
+    value, gradient = jax.value_and_grad(lambda s: refinement.refinement_loss(
+        s, target, weights=weights, is_pixel=is_pixel, temperature=0.1))(jnp.ones((2, 3, 4)))
+    assert float(value) == 0 and not np.any(gradient)
+
+
+def test_reliable_words_prefer_their_own_image():
+  eye = np.eye(6, dtype=np.float32)
+  # Word i is pixel 0 of image i and of no other; the last word is everywhere (pixel 1).
+  words = np.stack([np.stack([eye[i], eye[5]]) for i in range(4)])
+  pixels = np.stack([np.stack([eye[i], eye[5], eye[4]]) for i in range(4)])
+  kwargs = dict(relation=jnp.zeros((6, 6)), is_word=np.ones((4, 2), bool), attend=SOFT,
+                rounds=1, others=3)
+  rho = refinement.reliable_words(
+      words, pixels, is_pixel=np.ones((4, 3), bool), margin=0.02, **kwargs)
+  np.testing.assert_array_equal(rho, [[True, False]] * 4)
+  never = refinement.reliable_words(
+      words, pixels, is_pixel=np.ones((4, 3), bool), margin=2.0, **kwargs)
+  assert not np.any(never)
+  only_one = np.zeros((4, 3), bool)
+  only_one[0] = True  # nothing to compare image 0 with; the others have no region at all
+  rho = refinement.reliable_words(words, pixels, is_pixel=only_one, margin=0.02, **kwargs)
+  assert np.all(rho[0])
+  alone = refinement.reliable_words(
+      words[:1], pixels[:1], is_pixel=np.ones((1, 3), bool), margin=0.02,
+      **{**kwargs, 'is_word': np.array([[True, False]])})
+  np.testing.assert_array_equal(alone, [[True, False]])

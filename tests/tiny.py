@@ -1,0 +1,43 @@
+"""A config, batches and records small enough for tests."""
+
+import numpy as np
+
+from plan_jax import config as config_lib
+from plan_jax import shapes
+
+VOCAB_SIZE = 50
+
+
+def config(**changes) -> config_lib.Config:
+  """A tiny run of every part; `changes` are groups of settings, as dicts."""
+  values = {
+      'data': {'image_size': 64, 'max_pieces': 12, 'max_words': 8},
+      'model': {'image': 'resnet_tiny', 'text': 'bert_tiny', 'joint_dim': 16},
+      'optim': {'lr': 1e-3, 'warmup': 0.1},
+      'train': {'steps': 10, 'batch_size': 8},
+  }
+  for group, settings in changes.items():
+    values[group] = {**values.get(group, {}), **settings}
+  return config_lib.resolve(values)
+
+
+def batch(settings: config_lib.Config, *, seed: int = 0) -> shapes.Batch:
+  """Random pairs: one padded image, one empty report, repeated words, negations."""
+  rng = np.random.default_rng(seed)
+  b, size = settings.train.batch_size, settings.data.image_size
+  s, t = settings.data.max_pieces, settings.data.max_words
+  image = rng.integers(0, 256, (b, size, size), np.uint8)
+  extent = np.tile(np.array([0, 0, size, size], np.int32), (b, 1))
+  extent[1] = [0, size // 4, size, size - size // 4]
+  pieces = np.zeros((b, s), np.int32)
+  piece_word = np.full((b, s), -1, np.int32)
+  word_form = np.full((b, t), -1, np.int32)
+  for i in range(b):
+    words = 0 if i == 2 else int(rng.integers(1, min(t, s - 2) + 1))
+    pieces[i, 0], pieces[i, words + 1] = 2, 3
+    pieces[i, 1:words + 1] = rng.integers(5, VOCAB_SIZE, words)
+    piece_word[i, 1:words + 1] = np.arange(words)
+    word_form[i, :words] = pieces[i, 1:words + 1]
+  return shapes.Batch(
+      image=image, extent=extent, pieces=pieces, piece_word=piece_word, word_form=word_form,
+      is_negation=(word_form % 7 == 0) & (word_form >= 0))
