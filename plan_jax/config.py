@@ -271,13 +271,9 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 
 def _merge(base: Any, values: Mapping[str, Any], path: str) -> Any:
   kinds = get_type_hints(type(base))
-  for key in values:
-    if key not in kinds:
-      near = difflib.get_close_matches(key, kinds, n=1)
-      hint = f'did you mean {path}.{near[0]}?' if near else f'{path} has: {", ".join(kinds)}'
-      raise ConfigError(f'{path}.{key}: no such setting; {hint}')
   changes = {}
   for key, value in values.items():
+    _require_known(key, kinds, path)
     if dataclasses.is_dataclass(kinds[key]):
       if not isinstance(value, Mapping):
         raise ConfigError(f'{path}.{key} = {value!r}: is a group of settings, not a value')
@@ -285,6 +281,27 @@ def _merge(base: Any, values: Mapping[str, Any], path: str) -> Any:
     else:
       changes[key] = _convert(kinds[key], value, f'{path}.{key}')
   return dataclasses.replace(base, **changes)
+
+
+def require_key(key: str) -> None:
+  """Checks that a dotted key such as 'optim.lr' names a setting.
+
+  Raises:
+    ConfigError: it does not.
+  """
+  node, path = Config, 'config'
+  for part in key.split('.'):
+    kinds = get_type_hints(node) if dataclasses.is_dataclass(node) else {}
+    _require_known(part, kinds, path)
+    node, path = kinds[part], f'{path}.{part}'
+
+
+def _require_known(key: str, kinds: Mapping[str, type], path: str) -> None:
+  if key not in kinds:
+    near = difflib.get_close_matches(key, kinds, n=1)
+    has = f'{path} has: {", ".join(kinds)}' if kinds else f'{path} is a single value'
+    hint = f'did you mean {path}.{near[0]}?' if near else has
+    raise ConfigError(f'{path}.{key}: no such setting; {hint}')
 
 
 def _convert(kind: type, value: Any, path: str):

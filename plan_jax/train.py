@@ -21,6 +21,7 @@ from typing import Any, Iterator
 
 from absl import app
 from absl import flags
+from absl import logging
 import jax
 from ml_collections import config_flags
 
@@ -228,17 +229,40 @@ def _make_workdir(workdir: Path) -> None:
 def main(argv: list[str]) -> None:
   """Command line."""
   if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    raise TrainingError(f'unknown arguments: {" ".join(argv[1:])}; options are written --name=value')
+  for name, value in (('config', _CONFIG.value), ('workdir', _WORKDIR.value)):
+    if value is None:
+      raise TrainingError(f'--{name} is missing; see --help')
+  logging.set_verbosity(logging.WARNING)  # orbax tells every file that it writes
   train(config_lib.resolve(_CONFIG.value), Path(_WORKDIR.value).absolute())
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Reads the flags; errors of config files and keys in words that name them.
+
+  Raises:
+    UserError: no such config file, no such setting, or a value of another type.
+  """
+  for argument in argv:
+    if argument.startswith('--config='):
+      path = Path(argument.partition('=')[2])
+      if not path.is_file():
+        raise TrainingError(f'--config={path}: no such file; see configs/')
+    elif argument.startswith('--config.'):
+      config_lib.require_key(argument.removeprefix('--config.').partition('=')[0])
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    raise TrainingError(f'{error}; see --help') from error
 
 
 def cli() -> None:
   """Runs `main`; an error that the user can mend is one line, not a traceback."""
-  flags.mark_flags_as_required(['config', 'workdir'])
   try:
-    app.run(main)
+    app.run(main, flags_parser=parse)
   except errors.UserError as error:
-    sys.exit(f'error: {error}')
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == '__main__':

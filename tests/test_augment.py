@@ -185,6 +185,16 @@ def test_without_changes_the_training_view_is_the_padded_square(shape):
   assert np.abs(extent - expected_extent).max() <= 0.5
 
 
+@pytest.mark.parametrize('size', [40, 64, 100, 224])
+def test_the_training_view_is_exact_to_a_fraction_of_a_pixel(size):
+  image = np.zeros((100, 80), np.uint8)
+  image[20:41, 50:64] = 250
+  frame, _ = augment.train_frame(image, np.random.default_rng(0), size=size, settings=NOTHING)
+  total = cv2.moments(frame)
+  centre = np.array([total['m10'], total['m01']]) / total['m00'] + 0.5
+  np.testing.assert_allclose(centre, np.array([10 + 57, 30.5]) * size / 100, atol=0.1)
+
+
 @pytest.mark.parametrize('shape', SHAPES)
 def test_training_view_is_zero_outside_its_extent_and_fills_it(shape):
   rng = np.random.default_rng(1)

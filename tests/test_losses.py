@@ -19,6 +19,14 @@ PERCENTILE = functools.partial(
     word_pixel.salient_weights, fixed=0.0, per_cell=0.0, percentile=0.85, gate_width=0.05)
 
 
+relate = jax.jit(word_pixel.relate, static_argnames=('attend', 'rounds'))
+pair_scores = jax.jit(
+    cross_pair.pair_scores, static_argnames=('attend', 'rounds', 'sharpness', 'block'))
+reliable_words = jax.jit(
+    refinement.reliable_words, static_argnames=('attend', 'rounds', 'others'))
+smooth = jax.jit(refinement.smooth, static_argnames=('grid', 'sigma'))
+
+
 def units(rng, *shape):
   x = rng.normal(size=shape)
   return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
@@ -51,8 +59,9 @@ def test_global_loss_is_the_mean_of_both_directions():
 
 def test_one_pair_gives_0_and_no_gradient():
   rng = np.random.default_rng(0)
+  texts = units(rng, 1, 6)
   value, gradient = jax.value_and_grad(
-      lambda x: contrastive.global_loss(x, units(rng, 1, 6), temperature=0.07))(units(rng, 1, 6))
+      lambda x: contrastive.global_loss(x, texts, temperature=0.07))(units(rng, 1, 6))
   assert float(value) == 0 and not np.any(gradient)
 
 
@@ -84,7 +93,7 @@ def test_unit_of_zero_is_zero_with_zero_gradient():
 def test_relation_bends_the_similarity():
   words, pixels, is_word, is_pixel = features()
   delta = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
-  match = word_pixel.relate(
+  match = relate(
       words, pixels, relation=delta, is_word=is_word, is_pixel=is_pixel, attend=SOFT)
   expected = np.einsum('btd,de,bpe->btp', words, np.eye(6) + delta, pixels)
   np.testing.assert_allclose(match.similarity, expected, rtol=1e-4, atol=1e-5)
@@ -103,6 +112,7 @@ def test_constant_row_is_uniform_without_gradient(attend):
   flat = jnp.full((1, 2, 4), 0.3)
   assert not np.any(word_pixel.min_max(flat, is_pixel=is_pixel))
 
+  @jax.jit
   def weights(similarity):
     return attend(similarity, is_word=np.ones((1, 2), bool), is_pixel=is_pixel)
 
@@ -155,22 +165,23 @@ def test_threshold_per_cell_counts_real_pixels():
     (dict(fixed=0.5, per_cell=0.0, percentile=0.0), 108, 0.38),
     (dict(fixed=0.0, per_cell=0.0, percentile=0.85), 48, 0.16)])
 def test_diagnostics_reproduce_the_measured_table(sigma, cells, cosine):
+  # The table is one draw: from report to report the cosine varies by .03 (1 sd).
   rng = np.random.default_rng(0)
-  words, pixels = units(rng, 2, 60, 128), units(rng, 2, 196, 128)
-  is_word = np.ones((2, 60), bool)
-  match = word_pixel.relate(
+  words, pixels = units(rng, 8, 60, 128), units(rng, 8, 196, 128)
+  is_word = np.ones((8, 60), bool)
+  match = relate(
       words, pixels, relation=jnp.zeros((128, 128)), is_word=is_word,
-      is_pixel=np.ones((2, 196), bool),
+      is_pixel=np.ones((8, 196), bool),
       attend=functools.partial(word_pixel.salient_weights, gate_width=0.05, **sigma))
   assert float(word_pixel.effective_cells(match.weights, is_word=is_word)) == pytest.approx(
       cells, rel=0.04)
   assert float(word_pixel.region_cosine(match.regions, is_word=is_word)) == pytest.approx(
-      cosine, abs=0.02)
+      cosine, abs=0.05)
 
 
 def test_diagnostics_against_loops():
   words, pixels, is_word, is_pixel = features()
-  match = word_pixel.relate(
+  match = relate(
       words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
   regions = np.asarray(match.regions)
   means = []
@@ -189,10 +200,10 @@ def test_diagnostics_against_loops():
 def test_rounds_look_again_with_the_region_mixed_in():
   words, pixels, is_word, is_pixel = features()
   kwargs = dict(relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
-  first = word_pixel.relate(words, pixels, **kwargs)
+  first = relate(words, pixels, **kwargs)
   mixed = contrastive.unit(words + first.regions)
-  by_hand = word_pixel.relate(mixed, pixels, **kwargs)
-  two = word_pixel.relate(words, pixels, rounds=2, **kwargs)
+  by_hand = relate(mixed, pixels, **kwargs)
+  two = relate(words, pixels, rounds=2, **kwargs)
   np.testing.assert_allclose(two.regions, by_hand.regions, rtol=1e-5, atol=1e-6)
   assert np.abs(two.regions - first.regions).max() > 1e-3
 
@@ -220,7 +231,8 @@ def test_word_region_loss_against_loops():
 
 
 def test_a_report_of_one_repeated_word_has_no_negatives():
-  words, regions = units(np.random.default_rng(0), 1, 4, 6), units(np.random.default_rng(1), 1, 4, 6)
+  rng = np.random.default_rng(0)
+  words, regions = units(rng, 1, 4, 6), units(rng, 1, 4, 6)
   is_word = np.ones((1, 4), bool)
   loss = word_pixel.word_region_loss(
       words, regions, weights=terms.uniform_weights(is_word), temperature=0.1,
@@ -230,7 +242,7 @@ def test_a_report_of_one_repeated_word_has_no_negatives():
 
 def test_pixel_word_loss_against_loops():
   words, pixels, is_word, is_pixel = features()
-  match = word_pixel.relate(
+  match = relate(
       words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
   mixtures = word_pixel.word_mixtures(match.similarity, words, is_word=is_word, temperature=0.1)
   weights = word_pixel.pixel_weights(match.weights)
@@ -267,7 +279,7 @@ def reference_scores(words, pixels, *, relation, is_word, is_pixel, attend):
       similarity = w @ (jnp.eye(w.shape[-1]) + relation) @ v.T
       a = attend(similarity, is_word=real_word, is_pixel=real_pixel)
       regions = contrastive.unit(a @ v)
-      cosine = jnp.sum(w * regions, axis=-1)
+      cosine = jnp.sum(contrastive.unit(w) * regions, axis=-1)
       row.append(jnp.log(jnp.sum(jnp.where(real_word, jnp.exp(5 * cosine), 0.0))))
     rows.append(jnp.stack(row))
   return jnp.stack(rows)
@@ -281,7 +293,7 @@ def test_pair_scores_equal_the_reference(attend, block):
   kwargs = dict(is_word=is_word, is_pixel=is_pixel, attend=attend)
 
   def blockwise(words, pixels, relation):
-    scores = cross_pair.pair_scores(
+    scores = pair_scores(
         words, pixels, relation=relation, rounds=1, sharpness=5.0, block=block, **kwargs)
     return jnp.sum(jnp.sin(scores)), scores
 
@@ -301,14 +313,14 @@ def test_pair_scores_of_empty_reports_and_blank_images():
   is_word[1], is_pixel[2] = False, False
 
   def total(words, pixels):
-    scores = cross_pair.pair_scores(
+    scores = pair_scores(
         words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel,
         attend=SOFT, rounds=2, sharpness=5.0, block=2)
     return jnp.sum(scores), scores
 
-  gradients, scores = jax.grad(total, (0, 1), has_aux=True)(words, pixels)
+  gradients, scores = jax.jit(jax.grad(total, (0, 1), has_aux=True))(words, pixels)
   assert all_finite((scores, gradients))
-  assert not np.any(scores[:, 1]) and np.all(scores[[0, 1, 3]][:, [0, 2, 3]] != 0)
+  assert not np.any(scores[:, 1]) and np.all(np.asarray(scores)[[0, 1, 3]][:, [0, 2, 3]] != 0)
   assert not np.any(gradients[0][1]) and not np.any(gradients[1][2])
 
 
@@ -319,7 +331,7 @@ def test_blocks():
   assert cross_pair.block_size(12, images=4, words=1024, pixels=256, mib=1) == 1
   words, pixels, is_word, is_pixel = features(b=4)
   with pytest.raises(ValueError, match='block=3 does not divide the 4 reports'):
-    cross_pair.pair_scores(
+    pair_scores(
         words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel,
         attend=SOFT, rounds=1, sharpness=5.0, block=3)
 
@@ -330,7 +342,7 @@ def test_memory_stays_below_the_all_pairs_array():
   args = units(rng, b, t, d), units(rng, b, p, d)
 
   def total(words, pixels, block):
-    return jnp.sum(cross_pair.pair_scores(
+    return jnp.sum(pair_scores(
         words, pixels, relation=jnp.zeros((d, d)), is_word=np.ones((b, t), bool),
         is_pixel=np.ones((b, p), bool), attend=SOFT, rounds=1, sharpness=5.0, block=block))
 
@@ -397,9 +409,13 @@ def test_noise_draws_words_in_proportion_to_their_weight():
     ('heart is large', '', 'heart', 'heart')])
 def test_negations_stay_with_the_kept_words(report, negations, kept, expected):
   words = report.split() + ['', '']
-  mask = lambda names: np.array([[bool(w) and w in names.split() for w in words]])
+
+  def mask(names):
+    return np.array([[bool(w) and w in names.split() for w in words]])
+
   result = terms.keep_negations(jnp.array(mask(kept)), is_negation=mask(negations))
-  assert [w for w, keep in zip(words, np.asarray(result)[0], strict=True) if keep] == expected.split()
+  left = [w for w, keep in zip(words, np.asarray(result)[0], strict=True) if keep]
+  assert left == expected.split()
 
 
 # ---- (13)-(15)
@@ -409,7 +425,7 @@ def test_smooth_is_scipys_gaussian_in_the_interior():
   ndimage = pytest.importorskip('scipy.ndimage')
   maps = np.zeros((1, 1, 81), np.float32)
   maps[0, 0, 40] = 1
-  ours = refinement.smooth(maps, is_pixel=np.ones((1, 81), bool), grid=(9, 9), sigma=0.5)
+  ours = smooth(maps, is_pixel=np.ones((1, 81), bool), grid=(9, 9), sigma=0.5)
   expected = ndimage.gaussian_filter(maps.reshape(9, 9), 0.5, truncate=8)
   np.testing.assert_allclose(np.asarray(ours).reshape(9, 9), expected, atol=1e-5)
 
@@ -418,16 +434,16 @@ def test_smooth_respects_padding():
   rng = np.random.default_rng(0)
   maps = rng.random((2, 3, 12)).astype(np.float32)
   is_pixel = np.array([[True] * 12, [True, True, False, False] * 3])
-  ours = refinement.smooth(maps, is_pixel=is_pixel, grid=(3, 4), sigma=0.7)
+  ours = smooth(maps, is_pixel=is_pixel, grid=(3, 4), sigma=0.7)
   noisy = np.where(is_pixel[:, None], maps, 1e3)
   np.testing.assert_allclose(
-      ours, refinement.smooth(noisy, is_pixel=is_pixel, grid=(3, 4), sigma=0.7), rtol=1e-5)
-  flat = refinement.smooth(np.ones_like(maps), is_pixel=is_pixel, grid=(3, 4), sigma=0.7)
+      ours, smooth(noisy, is_pixel=is_pixel, grid=(3, 4), sigma=0.7), rtol=1e-5)
+  flat = smooth(np.ones_like(maps), is_pixel=is_pixel, grid=(3, 4), sigma=0.7)
   np.testing.assert_allclose(flat, np.broadcast_to(is_pixel[:, None], maps.shape), atol=1e-5)
-  same = refinement.smooth(maps, is_pixel=is_pixel, grid=(3, 4), sigma=0.0)
+  same = smooth(maps, is_pixel=is_pixel, grid=(3, 4), sigma=0.0)
   np.testing.assert_array_equal(same, maps * is_pixel[:, None])
   with pytest.raises(ValueError, match='has 9 cells, the maps 12'):
-    refinement.smooth(maps, is_pixel=is_pixel, grid=(3, 3), sigma=0.7)
+    smooth(maps, is_pixel=is_pixel, grid=(3, 3), sigma=0.7)
 
 
 @pytest.mark.parametrize('gamma', [1.0, 2.0])
@@ -481,17 +497,17 @@ def test_reliable_words_prefer_their_own_image():
   pixels = np.stack([np.stack([eye[i], eye[5], eye[4]]) for i in range(4)])
   kwargs = dict(relation=jnp.zeros((6, 6)), is_word=np.ones((4, 2), bool), attend=SOFT,
                 rounds=1, others=3)
-  rho = refinement.reliable_words(
+  rho = reliable_words(
       words, pixels, is_pixel=np.ones((4, 3), bool), margin=0.02, **kwargs)
   np.testing.assert_array_equal(rho, [[True, False]] * 4)
-  never = refinement.reliable_words(
+  never = reliable_words(
       words, pixels, is_pixel=np.ones((4, 3), bool), margin=2.0, **kwargs)
   assert not np.any(never)
   only_one = np.zeros((4, 3), bool)
   only_one[0] = True  # nothing to compare image 0 with; the others have no region at all
-  rho = refinement.reliable_words(words, pixels, is_pixel=only_one, margin=0.02, **kwargs)
+  rho = reliable_words(words, pixels, is_pixel=only_one, margin=0.02, **kwargs)
   assert np.all(rho[0])
-  alone = refinement.reliable_words(
+  alone = reliable_words(
       words[:1], pixels[:1], is_pixel=np.ones((1, 3), bool), margin=0.02,
       **{**kwargs, 'is_word': np.array([[True, False]])})
   np.testing.assert_array_equal(alone, [[True, False]])

@@ -184,8 +184,8 @@ def _body(anatomy: Anatomy, u, v, *, frame: frames.Frame) -> np.ndarray:
   neck, shoulder = 0.20 + 0.3 * anatomy.fat, -0.80
   half = np.array([
       [neck, -1.6], [neck, -0.98], [neck + 0.12, -0.88], [wall + 0.02, shoulder],
-      [wall + 0.24, shoulder + 0.14], [wall + 0.24, -0.45], [wall + 0.04, -0.22], [wall - 0.01, 0.2],
-      [wall + 0.01, 0.6], [wall + 0.04, 1.6]])
+      [wall + 0.24, shoulder + 0.14], [wall + 0.24, -0.45], [wall + 0.04, -0.22],
+      [wall - 0.01, 0.2], [wall + 0.01, 0.6], [wall + 0.04, 1.6]])
   half = frames.curve(half)
   outline = np.concatenate([half, half[::-1] * [-1, 1]])
   torso = frame.polygon(outline, soft=0.02)
@@ -221,8 +221,9 @@ def _central(anatomy: Anatomy, u, v, *, heart, frame: frames.Frame) -> np.ndarra
   mediastinum = frame.polygon(outline, soft=0.012)
   deep = heart * (0.55 + 0.45 * frame.blur(heart, 0.08))
   centre = u - 0.5 * shift
-  spine = np.exp(-(centre / 0.075) ** 4) * (1.0 + 0.22 * np.cos(v * (2 * np.pi / 0.115)))
-  trachea = np.exp(-((u - shift) / 0.036) ** 4) * frames.ramp(-v, 0.28, 0.42)
+  vertebrae = 1.0 + 0.22 * np.cos(v * (2 * np.pi / 0.115))
+  spine = np.exp(-np.square(np.square(centre / 0.075))) * vertebrae
+  trachea = np.exp(-np.square(np.square((u - shift) / 0.036))) * frames.ramp(-v, 0.28, 0.42)
   mediastinum = mediastinum * (1 - 0.8 * frames.ramp(-v, 0.62, 0.90))  # the neck is thin
   silhouette = np.maximum(0.24 * mediastinum, 0.50 * deep)
   return silhouette + 0.09 * spine * (1 - 0.6 * heart) - 0.20 * trachea

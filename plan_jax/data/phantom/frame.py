@@ -105,7 +105,8 @@ def curve(points, *, closed: bool = False, steps: int = 6) -> np.ndarray:
     padded = np.concatenate([points[:1], points, points[-1:]])
   t = np.arange(steps, dtype=np.float32)[:, None] / steps
   basis = 0.5 * np.concatenate(
-      [-t**3 + 2 * t**2 - t, 3 * t**3 - 5 * t**2 + 2, -3 * t**3 + 4 * t**2 + t, t**3 - t**2], axis=1)
+      [-t**3 + 2 * t**2 - t, 3 * t**3 - 5 * t**2 + 2, -3 * t**3 + 4 * t**2 + t, t**3 - t**2],
+      axis=1)
   spans = len(padded) - 3
   windows = np.stack([padded[k:k + spans] for k in range(4)], axis=1)  # [spans 4 2]
   smooth = (basis @ windows).reshape(-1, 2)

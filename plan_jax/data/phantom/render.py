@@ -104,7 +104,8 @@ def sample_exposure(rng: np.random.Generator, *, frame: frames.Frame) -> Exposur
       centre=rng.uniform(0.55, 0.82), slope=rng.uniform(2.8, 4.2), gamma=rng.uniform(0.85, 1.2),
       gain=rng.uniform(0.78, 1.0), offset=rng.uniform(0.0, 0.10), noise=rng.uniform(0.8, 2.6),
       grain=rng.uniform(0.3, 0.9), heel=tuple(rng.normal(0, 0.06, 2)),
-      focus=rng.uniform(0.35, 0.65), sharpen=rng.uniform(0.0, 0.8), border=border, marker=str(rng.choice(['', 'L', 'R'])))
+      focus=rng.uniform(0.35, 0.65), sharpen=rng.uniform(0.0, 0.8), border=border,
+      marker=str(rng.choice(['', 'L', 'R'])))
 
 
 def tone(attenuation: np.ndarray, exposure: Exposure) -> np.ndarray:
