@@ -1,8 +1,31 @@
 #!/usr/bin/env bash
-# Runs the tests; makes its own environment first. Options go to pytest, e.g. -k grounding.
-# The options of a run (--config=, --workdir=, --config.*) go to the end-to-end test.
+# Runs the tests; makes its own environment first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  cat <<'EOF'
+usage: bash launch/test.sh [OPTION ...]
+
+Runs all tests. Options go to pytest (-k grounding, -x, tests/test_losses.py, ...), except:
+
+  --config=FILE, --workdir=DIR, --config.GROUP.KEY=VALUE
+                  go to the tests' training runs, e.g. --config.optim.lr=1e-4
+
+Environment: PLAN_JAX_DATA (directory of real image packs; the tests that need them are skipped
+without it), and PYTHON, PLAN_JAX_VENV, PLAN_JAX_PLATFORM as for launch/run.sh.
+EOF
+}
+
+run_options=() pytest_options=()
+for option in "$@"; do
+  case "$option" in
+    --help|-h) usage; exit 0 ;;
+    --config=*|--config.*|--workdir=*) run_options+=("$(printf '%q' "$option")") ;;
+    *) pytest_options+=("$option") ;;
+  esac
+done
 . launch/env.sh
 make_env test
-python -m pytest "$@"
+export PLAN_JAX_RUN_OPTIONS="${run_options[*]-}"
+python -m pytest ${pytest_options[@]+"${pytest_options[@]}"}

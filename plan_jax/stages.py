@@ -49,9 +49,9 @@ class Schedule:
     return self._span(step).name
 
   @property
-  def last_steps(self) -> dict[str, int]:
-    """The last step of each stage that has one, in order."""
-    return {span.name: span.last for span in self.spans}
+  def ends(self) -> dict[str, int]:
+    """How many steps of the run are done when each stage ends, in order."""
+    return {span.name: span.last + 1 for span in self.spans}
 
   def _span(self, step: int) -> _Span:
     if step < 0:

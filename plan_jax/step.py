@@ -111,6 +111,7 @@ def make_train_step(
   settings = config.objective
   grid = plan_model.grid_shape(config.model, config.data.image_size)
   schedule = optim.learning_rate(config.optim, total_steps=config.train.steps)
+  everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
 
   def train_step(state, batch, stage):
     key = jax.random.fold_in(state.key, state.step)
@@ -124,9 +125,10 @@ def make_train_step(
         return convirt.convirt_loss(outputs), updates
 
       def short_text(keep):
-        return model.apply(
+        text, _ = model.apply(
             variables, batch.pieces, batch.piece_word, batch.word_form, keep=keep, train=True,
-            rngs={'dropout': text_key}, method='encode_text').pooled
+            rngs={'dropout': text_key}, mutable=['batch_stats'], method='encode_text')
+        return text.pooled
 
       def teach():
         if not _uses_ema(settings):
@@ -140,7 +142,8 @@ def make_train_step(
 
       terms = plan.plan_loss(
           outputs, batch, teacher=teach(), stage=stage, settings=settings, grid=grid,
-          rng=objective_key, short_text=short_text, devices=mesh.size)
+          rng=objective_key, short_text=short_text, devices=mesh.size,
+          replicate=lambda x: jax.lax.with_sharding_constraint(x, everywhere))
       return terms, updates
 
     def total(params):
@@ -173,7 +176,6 @@ def make_train_step(
     }
     return new_state, metrics
 
-  everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
   return jax.jit(
       train_step,
       donate_argnums=0,

@@ -81,7 +81,7 @@ def train(config: config_lib.Config, workdir: Path) -> None:
                  out_shardings=mesh_lib.replicated(mesh))
   schedule = stages.schedule(config.stages, total_steps=config.train.steps)
   checkpoints = checkpoint.Checkpoints(
-      workdir / 'checkpoints', stage_ends=list(schedule.last_steps.values()),
+      workdir / 'checkpoints', stage_ends=list(schedule.ends.values()),
       keep_newest=config.train.keep_newest)
 
   run = _Run(config=config, workdir=workdir, schedule=schedule, checkpoints=checkpoints,
@@ -131,7 +131,7 @@ class _Run:
         total_steps=settings.steps, start_step=start, batch_size=settings.batch_size)
     stop = _StopSignal()
     skipped_before, skipped_since = int(state.skipped), start
-    ends = set(self.schedule.last_steps.values())
+    ends = set(self.schedule.ends.values())
     for step in range(start + 1, settings.steps + 1):
       state, values = train_step(state, next(batches), self.schedule.values(step - 1))
       if step % settings.log_every == 0 or step == settings.steps:

@@ -77,12 +77,14 @@ def evaluate(outputs, batch, teacher, stage):
   return terms, gradients
 
 
-@functools.partial(jax.jit, static_argnames=('settings', 'grid', 'devices'))
-def values(outputs, batch, stage, *, teacher=None, settings=SETTINGS, grid=GRID, devices=1):
+@functools.partial(jax.jit, static_argnames=('settings', 'grid', 'devices', 'replicate'))
+def values(outputs, batch, stage, *, teacher=None, settings=SETTINGS, grid=GRID, devices=1,
+           replicate=lambda x: x):
   return plan.plan_loss(
       outputs, batch, teacher=outputs if teacher is None else teacher, stage=stage,
       settings=settings, grid=grid, rng=jax.random.key(0),
-      short_text=functools.partial(mean_of_kept, outputs), devices=devices)
+      short_text=functools.partial(mean_of_kept, outputs), devices=devices,
+      replicate=replicate)
 
 
 def without_draws(stage):
@@ -275,6 +277,17 @@ def test_short_text_reaches_the_global_term_alone_and_only_if_drawn():
   assert calls
 
 
+def test_refinement_trusts_reliable_words_alone():
+  outputs, batch = example()
+  stage = SCHEDULE.values(90)
+  nobody = values(outputs, batch, stage.replace(margin=np.float32(5)))
+  assert nobody.diagnostics['reliable_words_share'] == 0 == nobody.parts['refine']
+  everybody = values(outputs, batch, stage.replace(reliability=np.float32(0)))
+  some = values(outputs, batch, stage)
+  assert 0 < float(some.diagnostics['reliable_words_share']) < 1
+  assert float(everybody.parts['refine']) != float(some.parts['refine'])
+
+
 @pytest.mark.parametrize('changes, missing', [
     ({}, None),
     ({'negatives': config.Negatives.PAIR}, 'cross_pair'),
@@ -335,9 +348,33 @@ def test_a_sharded_batch_gives_the_same(negatives):
       image=jax.device_put(outputs.image, split), text=jax.device_put(outputs.text, split),
       relation=jax.device_put(outputs.relation, everywhere),
       temperature=jax.device_put(outputs.temperature, everywhere))
+  constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
   same(values(outputs, batch, stage, settings=settings, devices=4),
-       values(sharded, jax.device_put(batch, split), stage, settings=settings, devices=4),
-       rtol=1e-5)
+       values(sharded, jax.device_put(batch, split), stage, settings=settings, devices=4,
+              replicate=constrain), rtol=1e-5)
+
+
+def test_words_are_gathered_once_not_block_by_block():
+  mesh = mesh_lib.make_mesh(jax.devices()[:4])
+  everywhere = mesh_lib.replicated(mesh)
+  outputs, batch = example(b=8)
+  of_four_reports = 4 * 24 * 2 * T * P / 2**20  # MiB: two blocks
+  settings = dataclasses.replace(SETTINGS, refine_weight=0.0, block_mib=of_four_reports)
+  sharded = outputs.replace(
+      image=jax.device_put(outputs.image, mesh_lib.split(mesh)),
+      text=jax.device_put(outputs.text, mesh_lib.split(mesh)),
+      relation=jax.device_put(outputs.relation, everywhere))
+
+  def gathers_in_loops(**kwargs):
+    program = values.lower(
+        sharded, jax.device_put(batch, mesh_lib.split(mesh)), SCHEDULE.values(0),
+        settings=settings, devices=4, **kwargs).compile().as_text()
+    return [line for line in program.splitlines()
+            if ' all-gather(' in line and 'while/body/closed_call' in line]
+
+  assert gathers_in_loops()  # what the argument is for; else it can go
+  constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
+  assert not gathers_in_loops(replicate=constrain)
 
 
 def test_convirt_is_the_global_term():

@@ -16,7 +16,7 @@ def test_every_step_has_its_stage_in_proportion(total):
   assert list(dict.fromkeys(names)) == ['discover', 'refine', 'focus']
   for name, share in {'discover': 0.2, 'refine': 0.3, 'focus': 0.5}.items():
     assert abs(names.count(name) - share * total) <= 1
-    assert schedule.last_steps[name] == total - 1 - names[::-1].index(name)
+    assert schedule.ends[name] == total - names[::-1].index(name)
 
 
 def test_values_of_the_published_table():
@@ -55,12 +55,12 @@ def test_a_stage_with_share_0_is_left_out():
   off = dataclasses.replace(config.Stages().refine, share=0.0)
   last = dataclasses.replace(config.Stages().focus, share=0.8)
   schedule = stages.schedule(config.Stages(refine=off, focus=last), total_steps=10)
-  assert schedule.last_steps == {'discover': 1, 'focus': 9}
+  assert schedule.ends == {'discover': 2, 'focus': 10}
 
 
 def test_a_single_step_gets_a_stage():
   schedule = stages.schedule(config.Stages(), total_steps=1)
-  assert len(schedule.last_steps) == 1 and set(schedule.last_steps.values()) == {0}
+  assert len(schedule.ends) == 1 and set(schedule.ends.values()) == {1}
 
 
 def test_errors_name_the_key():

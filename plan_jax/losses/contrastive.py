@@ -44,7 +44,9 @@ def symmetric_cross_entropy(
     is_pair = jnp.ones(logits.shape[:-1], bool)
   logits = logits.astype(jnp.float32)
   both = is_pair[..., :, None] & is_pair[..., None, :]
-  positive = jnp.where(is_pair, jnp.diagonal(logits, axis1=-2, axis2=-1), 0.0)
+  # A masked sum stays where the logits are; jnp.diagonal would gather and scatter.
+  is_positive = jnp.eye(logits.shape[-1], dtype=bool) & both
+  positive = jnp.sum(jnp.where(is_positive, logits, 0.0), axis=-1)
   to_reports = masked_logsumexp(logits, where=both, axis=-1) - positive
   to_images = masked_logsumexp(logits, where=both, axis=-2) - positive
   return 0.5 * jnp.sum(to_reports + to_images) / jnp.maximum(jnp.sum(is_pair), 1)
@@ -91,9 +93,9 @@ def matched_contrast(
 
   Source: method (7) and (8).
   """
-  logits = jnp.einsum(
-      'bnd,bmd->bnm', first.astype(jnp.float32), second.astype(jnp.float32)) / temperature
-  positive = jnp.diagonal(logits, axis1=-2, axis2=-1)
+  first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+  logits = jnp.einsum('bnd,bmd->bnm', first, second) / temperature
+  positive = jnp.sum(first * second, axis=-1) / temperature
   is_candidate = is_negative | jnp.eye(logits.shape[-1], dtype=bool)
   logits = jnp.where(is_candidate, logits, _NEVER)
   first_to_second = jax.nn.logsumexp(logits, axis=-1) - positive

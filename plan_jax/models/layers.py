@@ -71,9 +71,9 @@ def layer_norm(*, epsilon: float, dtype: Dtype, name: str) -> nn.LayerNorm:
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation whose statistics count real cells only.
+  """Batch normalisation whose statistics count real items (cells, words) only.
 
-  Over a batch without one real cell the running statistics are used and stay as
+  Over a batch without one real item the running statistics are used and stay as
   they are. The running variance is the biased one. Under jit over a sharded batch
   the statistics are those of the global batch.
 
@@ -89,9 +89,9 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'b h w c'], is_cell: Bool[Array, 'b h w'], *, train: bool
-  ) -> Float[Array, 'b h w c']:
-    width = x.shape[-1:]
+      self, x: Float[Array, 'b *n c'], is_real: Bool[Array, 'b *n'], *, train: bool
+  ) -> Float[Array, 'b *n c']:
+    width, axes = x.shape[-1:], tuple(range(x.ndim - 1))
     scale = self.param('scale', nn.initializers.ones, width)
     bias = self.param('bias', nn.initializers.zeros, width)
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, width)
@@ -99,10 +99,10 @@ class BatchNorm(nn.Module):
     mean, var = running_mean.value, running_var.value
     x = x.astype(jnp.float32)
     if train and not self.is_initializing():
-      count = jnp.sum(is_cell)
+      count = jnp.sum(is_real)
       # Sums, not matmuls with the mask: TPUs round the operands of those to bf16.
-      total = jnp.sum(x, axis=(0, 1, 2), where=is_cell[..., None])
-      total_square = jnp.sum(x * x, axis=(0, 1, 2), where=is_cell[..., None])
+      total = jnp.sum(x, axis=axes, where=is_real[..., None])
+      total_square = jnp.sum(x * x, axis=axes, where=is_real[..., None])
       batch_mean = total / jnp.maximum(count, 1)
       batch_var = total_square / jnp.maximum(count, 1) - batch_mean**2
       mean = jnp.where(count > 0, batch_mean, mean)
@@ -116,8 +116,9 @@ class BatchNorm(nn.Module):
 class Head(nn.Module):
   """Two-layer projection into the joint space; unit vectors, fp32.
 
-  The hidden layer is as wide as the input. MGCA has BatchNorm inside; LayerNorm
-  here, so that a vector depends on its own sample only.
+  The hidden layer is as wide as the input. BatchNorm inside centres the features
+  over the batch: from random weights all images, and all reports, look alike, and
+  without it the contrast finds hardly a gradient (docs/method.md has figures).
 
   Source: MGCA (Wang et al., NeurIPS 2022), projection heads.
   """
@@ -126,10 +127,14 @@ class Head(nn.Module):
   dtype: Dtype
 
   @nn.compact
-  def __call__(self, x: Float[Array, '... c']) -> Float[Array, '... d']:
-    x = nn.Dense(x.shape[-1], dtype=self.dtype, name='dense_1')(x)
-    x = nn.relu(layer_norm(epsilon=1e-6, dtype=self.dtype, name='norm')(x))
-    return l2_normalise(nn.Dense(self.joint_dim, dtype=self.dtype, name='dense_2')(x))
+  def __call__(
+      self, x: Float[Array, 'b *n c'], is_real: Bool[Array, 'b *n'], *, train: bool
+  ) -> Float[Array, 'b *n d']:
+    """Unit vectors; items that are not `is_real` come out as zero vectors."""
+    x = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name='dense_1')(x)
+    x = nn.relu(BatchNorm(self.dtype, name='norm')(x, is_real, train=train))
+    x = l2_normalise(nn.Dense(self.joint_dim, dtype=self.dtype, name='dense_2')(x))
+    return jnp.where(is_real[..., None], x, 0.0)
 
 
 def transformer_dense(features: Any, *, dtype: Dtype, name: str, axis: Any = -1) -> nn.Module:

@@ -89,7 +89,7 @@ class PixelFusion(nn.Module):
 class PlanModel(nn.Module):
   """Towers, heads, and the learned parameters of the similarities.
 
-  Collections: `params`, and `batch_stats` with a ResNet. The random stream of the
+  Collections: `params` and `batch_stats` (heads, ResNet). The random stream of the
   text tower's dropout is called `dropout`.
   """
 
@@ -155,8 +155,8 @@ class PlanModel(nn.Module):
       pixels = pixels.reshape(pixels.shape[0], -1, pixels.shape[-1])
       is_pixel = maps.is_cell[index].reshape(pixels.shape[:2])
     return shapes.ImageFeatures(
-        pooled=self.image_global(pooled),
-        pixels=jnp.where(is_pixel[..., None], self.image_local(pixels), 0.0),
+        pooled=self.image_global(pooled, jnp.ones(len(pooled), bool), train=train),
+        pixels=self.image_local(pixels, is_pixel, train=train),
         is_pixel=is_pixel,
         backbone=pooled.astype(jnp.float32))
 
@@ -177,7 +177,7 @@ class PlanModel(nn.Module):
       pieces: [CLS] pieces... [SEP], then 0.
       piece_word: word of each piece, or -1.
       word_form: -1 where there is no word.
-      train: with dropout.
+      train: with dropout; BatchNorm uses and updates batch statistics.
       keep: reports are encoded as if they consisted of these words only (see
         `bert.delete_words`); None encodes them in full.
     """
@@ -194,8 +194,8 @@ class PlanModel(nn.Module):
         'bst,bs->bt', word_of.astype(jnp.float32), tokens.attention, precision='highest')
     pooled = hidden[:, 0]
     return shapes.TextFeatures(
-        pooled=self.text_global(pooled),
-        words=jnp.where(is_word[..., None], self.text_local(words), 0.0),
+        pooled=self.text_global(pooled, jnp.ones(len(pooled), bool), train=train),
+        words=self.text_local(words, is_word, train=train),
         is_word=is_word,
         attention=jax.lax.stop_gradient(jnp.where(is_word, attention, 0.0)),
         backbone=pooled.astype(jnp.float32))

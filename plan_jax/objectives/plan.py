@@ -33,6 +33,7 @@ def plan_loss(
     rng: PRNGKeyArray,
     short_text: Callable[[Bool[Array, 'b t']], Float[Array, 'b d']],
     devices: int = 1,
+    replicate: Callable[[Array], Array] = lambda x: x,
 ) -> shapes.Terms:
   """The whole objective of one batch.
 
@@ -53,6 +54,8 @@ def plan_loss(
       only where the stage's `short_text_prob` is not 0.
     devices: how many devices share the batch, in contiguous equal parts: the groups
       of `Negatives.DEVICE`, and the divisor of the block budget.
+    replicate: puts a full copy of an array on each device (a sharding constraint), so
+      that (9) gathers the words once and not block by block. Changes no value.
 
   Raises:
     ValueError: if `devices` does not divide the batch, or `grid` does not fit.
@@ -118,7 +121,8 @@ def plan_loss(
 
   if settings.negatives is not config.Negatives.PAIR and settings.cross_pair_weight:
     parts['cross_pair'] = _cross_pair(
-        outputs, is_word, attend=attend, settings=settings, devices=devices)
+        outputs, is_word, attend=attend, settings=settings, devices=devices,
+        replicate=replicate)
     weights['cross_pair'] = settings.cross_pair_weight
 
   if settings.refine_weight:
@@ -196,15 +200,18 @@ def _cross_pair(
     attend: word_pixel.Attend,
     settings: config.Objective,
     devices: int,
+    replicate: Callable[[Array], Array],
 ) -> Float[Array, '']:
   """(9), over the batch or inside each device's part of it."""
-  groups = devices if settings.negatives is config.Negatives.DEVICE else 1
+  words, groups = outputs.text.words, devices
+  if settings.negatives is config.Negatives.GLOBAL:
+    words, is_word, groups = replicate(words), replicate(is_word), 1
 
   def split(x):
     return x.reshape(groups, -1, *x.shape[1:])
 
   words, pixels, is_word, is_pixel = map(
-      split, (outputs.text.words, outputs.image.pixels, is_word, outputs.image.is_pixel))
+      split, (words, outputs.image.pixels, is_word, outputs.image.is_pixel))
   reports, cells = words.shape[1], pixels.shape[2]
   scores = functools.partial(
       cross_pair.pair_scores, relation=outputs.relation, attend=attend,
