@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.text = 'bert_tiny'
   config.model.dropout = 0.1
   config.objective.teacher = 'self'
+  config.objective.block_mib = 2  # what fits the cache of a CPU core is fastest
   config.optim.lr = 5e-4
   config.optim.warmup = 0.1
   config.train.batch_size = 32

@@ -234,7 +234,8 @@ def test_word_is_the_sum_of_its_pieces(tiny):
       variables['params']['text_tower'])
   word = tokens.hidden[0, 2] + tokens.hidden[0, 3]
   head = layers.Head(16, jnp.float32)
-  expected = head.apply({'params': variables['params']['text_local']}, word)
+  weights = {name: variables[name]['text_local'] for name in ('params', 'batch_stats')}
+  expected = head.apply(weights, word[None], jnp.ones(1, bool), train=False)[0]
   _assert_close(features.words[0, 1], expected)
   _assert_close(features.attention[0, 1], tokens.attention[0, 2] + tokens.attention[0, 3])
   _assert_close(tokens.attention.sum(-1), jnp.ones(3))
@@ -342,6 +343,7 @@ def test_parameter_names(tiny):
   tower = params['image_tower']
   assert tower['stage_2']['block_0']['shortcut']['conv']['kernel'].shape == (1, 1, 32, 64)
   assert params['text_tower']['block_1']['attention']['query']['kernel'].shape == (128, 2, 64)
-  assert set(variables['batch_stats']) == {'image_tower'}
+  assert set(variables['batch_stats']) == {
+      'image_tower', 'image_global', 'image_local', 'text_global', 'text_local'}
   assert set(resnet.VARIANTS) | set(vit.VARIANTS) == set(_IMAGE)
   assert set(bert.VARIANTS) == set(config.TextVariant)

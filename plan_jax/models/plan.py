@@ -155,7 +155,7 @@ class PlanModel(nn.Module):
       pixels = pixels.reshape(pixels.shape[0], -1, pixels.shape[-1])
       is_pixel = maps.is_cell[index].reshape(pixels.shape[:2])
     return shapes.ImageFeatures(
-        pooled=self.image_global(pooled, jnp.ones(len(pooled), bool), train=train),
+        pooled=self.image_global(pooled, jnp.any(is_pixel, axis=-1), train=train),
         pixels=self.image_local(pixels, is_pixel, train=train),
         is_pixel=is_pixel,
         backbone=pooled.astype(jnp.float32))
@@ -192,7 +192,11 @@ class PlanModel(nn.Module):
                        preferred_element_type=jnp.float32)
     attention = jnp.einsum(
         'bst,bs->bt', word_of.astype(jnp.float32), tokens.attention, precision='highest')
-    pooled = hidden[:, 0]
+    # [CLS] alone starts out nearly the same for all reports, and from random weights it
+    # takes long to change that; the mean over pieces tells reports apart at once.
+    is_piece = (pieces != bert.PAD)[..., None]
+    mean = jnp.sum(hidden, axis=1, where=is_piece) / jnp.maximum(jnp.sum(is_piece, axis=1), 1)
+    pooled = hidden[:, 0] + mean
     return shapes.TextFeatures(
         pooled=self.text_global(pooled, jnp.ones(len(pooled), bool), train=train),
         words=self.text_local(words, is_word, train=train),

@@ -8,7 +8,7 @@ import numpy as np
 from plan_jax.data.phantom import latent
 from plan_jax.data.phantom import words
 
-_MOST_WORDS = 86
+_MOST_WORDS = 62
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Report:
 
 
 def write(findings: tuple[latent.Finding, ...], rng: np.random.Generator) -> Report:
-  """Findings and impression; true statements only, at most about 90 words."""
+  """Findings and impression; true statements only, at most about 65 words."""
   phrases: list[tuple[int, str]] = []
   body, impression = [], []
   for index, finding in enumerate(findings):
@@ -90,7 +90,7 @@ def _optional(findings: tuple[latent.Finding, ...], rng: np.random.Generator) ->
       allowed.append(nouns)
       weights.append(weight)
   sentences = []
-  wanted = min(int(rng.integers(2, 6)), len(allowed))
+  wanted = min(int(rng.integers(1, 4)), len(allowed))
   share = np.array(weights) / sum(weights)
   chosen = [_pick(rng, allowed[k])
             for k in rng.choice(len(allowed), size=wanted, replace=False, p=share)]
@@ -106,7 +106,7 @@ def _optional(findings: tuple[latent.Finding, ...], rng: np.random.Generator) ->
     elsewhere = present - here
     normals += [text.format(side=side) for text, absent in words.SIDE_NORMALS
                 if not here & set(absent) and elsewhere & set(absent)]
-  count = min(int(rng.integers(2, 5)), len(normals))
+  count = min(int(rng.integers(1, 3)), len(normals))
   sentences += [normals[k] for k in rng.choice(len(normals), size=count, replace=False)]
   return [sentences[k] for k in rng.permutation(len(sentences))]
 
