@@ -117,8 +117,7 @@ class Head(nn.Module):
   """Two-layer projection into the joint space; unit vectors, fp32.
 
   The hidden layer is as wide as the input. BatchNorm inside centres the features
-  over the batch: from random weights all images, and all reports, look alike, and
-  without it the contrast finds hardly a gradient (docs/method.md has figures).
+  over the batch: from random weights all images, and all reports, look alike.
 
   Source: MGCA (Wang et al., NeurIPS 2022), projection heads.
   """

@@ -34,7 +34,7 @@ def _tube(device, rng, *, anatomy, frame):
   centre = anatomy.shift + 0.008 * np.sin(4 * v + rng.uniform(0, 6))
   lines = [np.stack([centre + offset, v], axis=1) for offset in (-0.021, 0.021)]
   stripe = [np.stack([centre + 0.004, v], axis=1)]
-  return (0.40 * frame.strokes(lines, width=0.012) + 0.75 * frame.strokes(stripe, width=0.018)
+  return (0.70 * frame.strokes(lines, width=0.016) + 1.10 * frame.strokes(stripe, width=0.024)
           + 0.10 * frame.strokes(stripe, width=0.048))
 
 
@@ -53,8 +53,8 @@ def _line(device, rng, *, anatomy, frame):
   catheter = frames.curve(np.array(path) + rng.normal(0, 0.006, (len(path), 2)))
   hub = np.array(path[1 if device.kind == 0 else 0])  # where it leaves the skin
   wings = np.array([[-0.035, -0.010], [0.035, -0.022], [0.035, 0.010], [-0.035, 0.022]])
-  line = 0.70 * frame.strokes([catheter], width=0.019)
-  return np.maximum(line, 0.75 * frame.polygon(hub + wings, soft=0.003))
+  line = 1.00 * frame.strokes([catheter], width=0.023)
+  return np.maximum(line, 1.00 * frame.polygon(hub + wings, soft=0.003))
 
 
 def _pacemaker(device, rng, *, anatomy, frame):

@@ -85,10 +85,10 @@ def sample_frame(rng: np.random.Generator, *, size: int) -> Frame:
   aspect = min(max(aspect, 0.74), 1.3)
   width = size if aspect >= 1 else round(size * aspect)
   height = size if aspect <= 1 else round(size / aspect)
-  scale = min(width, height) / 1.62 * rng.uniform(0.84, 1.12)
+  scale = min(width, height) / 1.62 * rng.uniform(0.92, 1.12)
   angle = np.radians(rng.normal(0.0, 2.5))
   rotation = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-  slack = np.maximum(np.array([width, height]) / 2 - 0.72 * scale, 0.06 * scale)
+  slack = np.maximum(np.array([width, height]) / 2 - 0.72 * scale, 0.05 * scale)
   centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * slack
   # The middle of the lungs (v about -0.08) goes to the centre.
   shift = centre - rotation @ np.array([0.0, -0.08])

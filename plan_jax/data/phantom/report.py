@@ -90,7 +90,7 @@ def _optional(findings: tuple[latent.Finding, ...], rng: np.random.Generator) ->
       allowed.append(nouns)
       weights.append(weight)
   sentences = []
-  wanted = min(int(rng.integers(1, 4)), len(allowed))
+  wanted = min(int(rng.integers(0, 3)), len(allowed))
   share = np.array(weights) / sum(weights)
   chosen = [_pick(rng, allowed[k])
             for k in rng.choice(len(allowed), size=wanted, replace=False, p=share)]

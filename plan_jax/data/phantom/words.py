@@ -88,8 +88,8 @@ _PLEURA = ('pleural effusion', 'pneumothorax')
 
 # What "No ..." may name, how often, and what must be absent for it to be true.
 NEGATED = (
-    (('pneumothorax',), 6, ('pneumothorax',)),
-    (('pleural effusion', 'effusion', 'pleural fluid'), 5, ('pleural effusion',)),
+    (('pneumothorax',), 4, ('pneumothorax',)),
+    (('pleural effusion', 'effusion', 'pleural fluid'), 4, ('pleural effusion',)),
     (('focal consolidation', 'airspace consolidation', 'consolidation'), 3,
      ('consolidation', 'pneumonia')),
     (('lobar consolidation',), 1, ('consolidation',)),
