@@ -108,7 +108,6 @@ class Augment:
   rotate_degrees: float = 5.0  # largest rotation, either way
   brightness: float = 0.1  # largest shift, share of the full grey range
   contrast: float = 0.2  # largest relative change of contrast
-  keep_sentences: float = 1.0  # probability of each sentence to stay in the report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -335,8 +334,6 @@ def _validate(config: Config) -> None:
   require(data.max_words >= 1, 'data.max_words', 'must be at least 1')
   require(data.threads >= 1, 'data.threads', 'must be at least 1')
   require(0 < data.augment.min_area <= 1, 'data.augment.min_area', 'must lie in (0, 1]')
-  require(0 < data.augment.keep_sentences <= 1, 'data.augment.keep_sentences',
-          'must lie in (0, 1]')
   require(model.pixel_stage in (2, 3, 4), 'model.pixel_stage', 'must be 2, 3 or 4')
   require(0 <= model.dropout < 1, 'model.dropout', 'must lie in [0, 1)')
   require(model.joint_dim >= 1, 'model.joint_dim', 'must be at least 1')

@@ -10,7 +10,6 @@ reports say left and right.
 
 import dataclasses
 import math
-import re
 import struct
 
 import cv2
@@ -25,7 +24,6 @@ cv2.setNumThreads(0)
 
 _MAX_PIXELS = 64_000_000  # a full-size radiograph has 8 to 20 million
 _PNG_START = b'\x89PNG\r\n\x1a\n'
-_SENTENCE_END = re.compile(r'(?<=[.!?])\s+(?=[A-Z])')
 _JPEG_START = b'\xff\xd8'
 
 
@@ -97,20 +95,6 @@ def train_frame(
   frame = cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR)
   _clear_outside(frame, extent)
   return frame, extent
-
-
-def sample_sentences(text: str, rng: np.random.Generator, *, keep: float) -> str:
-  """A random part of a report, in order: each sentence stays with probability `keep`.
-
-  At least one stays. Otherwise the length of a report tells the abnormal from the
-  normal, and short texts (phrases, prompts) look like normal reports.
-
-  Source: ConVIRT (arXiv 2010.00747) samples one sentence of each report.
-  """
-  sentences = _SENTENCE_END.split(text)
-  draws = rng.uniform(size=len(sentences))
-  limit = max(keep, draws.min())
-  return ' '.join(s for s, draw in zip(sentences, draws, strict=True) if draw <= limit)
 
 
 def eval_frame(

@@ -79,9 +79,7 @@ def batches(
       .repeat()
       .random_map(
           lambda example, rng: _row(
-              example, tokenizer=tokenizer, frame=lambda image: frame(image, rng),
-              text=augment.sample_sentences(
-                  example.text, rng, keep=settings.augment.keep_sentences)),
+              example, tokenizer=tokenizer, frame=lambda image: frame(image, rng)),
           seed=augment_seed))
   # Nothing is read before a thread asks for a batch, so slicing batches costs nothing.
   blocks = rows.batch(batch_size // hosts, drop_remainder=True, batch_fn=_collate_rows)
@@ -114,8 +112,7 @@ def eval_batches(
       tokenizer(''))
   for start in range(0, count, batch_size):
     examples = [records[i] for i in range(start, min(start + batch_size, count))]
-    rows = [_row(example, tokenizer=tokenizer, frame=frame, text=example.text)
-            for example in examples]
+    rows = [_row(example, tokenizer=tokenizer, frame=frame) for example in examples]
     yield _collate_rows(rows + [empty] * (batch_size - len(rows))), examples
 
 
@@ -193,8 +190,7 @@ def _prefetched(
     thread.join()
 
 
-def _row(
-    example: records_lib.Example, *, tokenizer: tokenize.Tokenizer, frame, text: str):
+def _row(example: records_lib.Example, *, tokenizer: tokenize.Tokenizer, frame):
   """(image, extent, tokens) of one example; `frame` makes the first two."""
   try:
     image = augment.decode_image(example.image)
@@ -202,7 +198,7 @@ def _row(
     raise DataError(
         f'record {example.id} of split {example.split}: {error}; then prepare the records '
         'again, or leave the row out') from error
-  return *frame(image), tokenizer(text)
+  return *frame(image), tokenizer(example.text)
 
 
 def _collate_rows(rows: Sequence[tuple]) -> shapes.Batch:

@@ -12,7 +12,7 @@ NO_FINDING = 'no finding'
 CLASSES = tuple(sorted(FINDINGS + DEVICES + (NO_FINDING,)))
 
 _COUNT_SHARES = (0.27, 0.35, 0.26, 0.12)  # of images with 0, 1, 2, 3 findings
-_DEVICE_SHARE = 0.13
+_DEVICE_SHARE = 0.18
 _DEVICE_RIGHT = {'central venous line': 0.65, 'pacemaker': 0.3}
 _FOCAL = ('atelectasis', 'consolidation', 'lung opacity', 'pneumonia')
 _ZONE_SHARES = {  # upper, mid, lower

@@ -41,7 +41,7 @@ def write(findings: tuple[latent.Finding, ...], rng: np.random.Generator) -> Rep
   if len(impression) > 1 and rng.random() < 0.5:
     impression = [f'{number}. {line}' for number, line in enumerate(impression, 1)]
 
-  indication = f'INDICATION: {_pick(rng, words.INDICATION)}' if rng.random() < 0.3 else ''
+  indication = f'INDICATION: {_pick(rng, words.INDICATION)}' if rng.random() < 0.15 else ''
   optional = _optional(findings, rng)
   fixed = _count(' '.join(body + impression + [indication])) + 2
   for sentence in optional:
@@ -49,7 +49,7 @@ def write(findings: tuple[latent.Finding, ...], rng: np.random.Generator) -> Rep
       body.append(sentence)
       fixed += _count(sentence)
   body = [body[k] for k in rng.permutation(len(body))]
-  for table, chance in ((words.COMPARISON, 0.25), (words.TECHNIQUE, 0.45)):
+  for table, chance in ((words.COMPARISON, 0.2), (words.TECHNIQUE, 0.3)):
     sentence = _pick(rng, table)
     if rng.random() < chance and fixed + _count(sentence) <= _MOST_WORDS:
       body.insert(0 if rng.random() < 0.7 else len(body), sentence)
@@ -106,7 +106,7 @@ def _optional(findings: tuple[latent.Finding, ...], rng: np.random.Generator) ->
     elsewhere = present - here
     normals += [text.format(side=side) for text, absent in words.SIDE_NORMALS
                 if not here & set(absent) and elsewhere & set(absent)]
-  count = min(int(rng.integers(1, 3)), len(normals))
+  count = min(int(rng.integers(0, 3)), len(normals))
   sentences += [normals[k] for k in rng.choice(len(normals), size=count, replace=False)]
   return [sentences[k] for k in rng.permutation(len(sentences))]
 
