@@ -48,6 +48,7 @@ workdir="${workdir:-runs/$name}"
 make_env
 if [ -z "$records" ] && [ "$name" = demo ]; then
   records="$workdir/records"
+  mkdir -p "$workdir" || { echo "error: --workdir=$workdir cannot be made; choose another" >&2; exit 2; }
   python -m plan_jax.data.prepare phantom --pairs "$pairs" --seed 0 --out "$records" \
     --preview "$workdir/phantoms.png"
 fi
