@@ -59,8 +59,8 @@ class Progress:
 
   def __init__(self, *, total_steps: int, start_step: int, batch_size: int, quiet_s: float = 10.0):
     self._total, self._batch = total_steps, batch_size
-    self._start_step, self._start = start_step, time.monotonic()
-    self._last_step, self._last = start_step, self._start
+    self._last_step, self._last = start_step, time.monotonic()
+    self._updates, self._step_s = 0, 0.0
     self._quiet_s, self._printed = quiet_s, -quiet_s
     self._live = sys.stdout.isatty()
     self._paused_s = 0.0
@@ -73,10 +73,12 @@ class Progress:
     """Shows the line; returns pairs/s since the last call."""
     now = time.monotonic()
     seconds = max(now - self._last - self._paused_s, 1e-9)
-    rate = (step - self._last_step) * self._batch / seconds
-    done = step - self._start_step
-    eta = (now - self._start) / max(done, 1) * (self._total - step)
+    step_s = seconds / (step - self._last_step)
+    # The first interval holds the compilation: the second one replaces it.
+    self._step_s = step_s if self._updates < 2 else 0.7 * self._step_s + 0.3 * step_s
+    rate, eta = self._batch / step_s, self._step_s * (self._total - step)
     self._last_step, self._last, self._paused_s = step, now, 0.0
+    self._updates += 1
     terms = ' '.join(f'{name.removeprefix("loss_")} {value:.3f}' for name, value in losses.items())
     line = (f'{stage:<8} step {step}/{self._total}  {rate:.0f} pairs/s  {terms}'
             f'  ETA {int(eta) // 60}:{int(eta) % 60:02d}')
