@@ -19,7 +19,8 @@ find_platform() {
   local driver
   if [ -n "${PLAN_JAX_PLATFORM:-}" ]; then
     echo "$PLAN_JAX_PLATFORM"
-  elif compgen -G '/dev/accel*' >/dev/null || [ -n "${TPU_NAME:-}${TPU_WORKER_ID:-}" ]; then
+  # Google's PCI vendor id: other makers' accelerators have /dev/accel* as well.
+  elif grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor || [ -n "${TPU_NAME:-}${TPU_WORKER_ID:-}" ]; then
     echo tpu
   elif driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null) && [ -n "$driver" ]; then
     # CUDA 13 needs driver 580 or newer.

@@ -52,5 +52,6 @@ if [ -z "$records" ] && [ "$name" = demo ]; then
   python -m plan_jax.data.prepare phantom --pairs "$pairs" --seed 0 --out "$records" \
     --preview "$workdir/phantoms.png"
 fi
-python -m plan_jax.train --config="$config" --workdir="$workdir" \
+# exec: signals reach the training, which saves and stops.
+exec python -m plan_jax.train --config="$config" --workdir="$workdir" \
   --config.data.records="$records" ${rest[@]+"${rest[@]}"}

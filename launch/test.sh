@@ -9,8 +9,10 @@ usage: bash launch/test.sh [OPTION ...]
 
 Runs all tests. Options go to pytest (-k grounding, -x, tests/test_losses.py, ...), except:
 
-  --config=FILE, --workdir=DIR, --config.GROUP.KEY=VALUE
-                  go to the tests' training runs, e.g. --config.optim.lr=1e-4
+  --config=FILE, --config.GROUP.KEY=VALUE
+                  go to the tests' training runs, e.g. --config.optim.lr=1e-4 (not the settings
+                  that make those runs tiny, such as train.steps)
+  --workdir=DIR   keeps the workdir of the uninterrupted test run in a folder of DIR
 
 Environment: PLAN_JAX_DATA (directory of real image packs; the tests that need them are skipped
 without it), and PYTHON, PLAN_JAX_VENV, PLAN_JAX_PLATFORM as for launch/run.sh.

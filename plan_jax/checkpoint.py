@@ -82,7 +82,9 @@ class Checkpoints:
     self.directory = Path(directory).absolute()
     self._manager = ocp.CheckpointManager(
         self.directory,
-        options=ocp.CheckpointManagerOptions(preservation_policy=keep, step_prefix=None),
+        # Without best_fn orbax does not write the metrics that BestN reads after a restart.
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=keep, best_fn=lambda metrics: metrics[BEST_METRIC]),
         item_names=('model', 'train', 'about'),
     )
 
@@ -132,16 +134,17 @@ class Checkpoints:
           f'now {content_hash[:12]}); use the same records or a new --workdir')
     model, train = _items(jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state))
-    restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardRestore(model), train=ocp.args.StandardRestore(train)),
-    )
+    try:
+      restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+              model=ocp.args.StandardRestore(model), train=ocp.args.StandardRestore(train)),
+      )
+    except (ValueError, KeyError, OSError) as error:
+      raise CheckpointError(
+          f'{where}: files are missing or damaged ({_first_line(error)}); remove that directory to '
+          'continue from the checkpoint before it') from error
     return state.replace(**restored['model'], **restored['train'])
-
-  def wait(self) -> None:
-    """Blocks until every started save is on disk; raises its error if it failed."""
-    self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits and releases the directory."""

@@ -344,9 +344,23 @@ def _validate(config: Config) -> None:
   require(objective.rounds >= 1, 'objective.rounds', 'must be at least 1')
   require(objective.reliability_images >= 1, 'objective.reliability_images', 'must be at least 1')
   require(objective.block_mib >= 1, 'objective.block_mib', 'must be at least 1')
-  require(config.optim.lr > 0, 'optim.lr', 'must be positive')
+  for key in ('brightness', 'contrast', 'rotate_degrees'):
+    require(getattr(data.augment, key) >= 0, f'data.augment.{key}', 'must not be negative')
+  for key in ('word_region_weight', 'pixel_word_weight', 'cross_pair_weight', 'refine_weight',
+              'target_blur'):
+    require(getattr(objective, key) >= 0, f'objective.{key}', 'must not be negative')
+  for key in ('lr', 'clip_norm'):
+    require(getattr(config.optim, key) > 0, f'optim.{key}', 'must be positive')
+  for key in ('b1', 'b2'):
+    require(0 <= getattr(config.optim, key) < 1, f'optim.{key}', 'must lie in [0, 1)')
+  for key in ('end_lr', 'weight_decay'):
+    require(getattr(config.optim, key) >= 0, f'optim.{key}', 'must not be negative')
+  require(train.seed >= 0, 'train.seed', 'must not be negative')
+  require(config.evaluation.max_pairs >= 1, 'evaluation.max_pairs', 'must be at least 1')
+  require(config.evaluation.pictures >= 0, 'evaluation.pictures', 'must not be negative')
   require(0 <= config.optim.warmup < 1, 'optim.warmup', 'is a share of all steps, in [0, 1)')
-  for key in ('steps', 'batch_size', 'log_every', 'eval_every', 'checkpoint_every', 'keep_newest'):
+  for key in ('steps', 'batch_size', 'log_every', 'eval_every', 'eval_pairs', 'checkpoint_every',
+              'keep_newest'):
     require(getattr(train, key) >= 1, f'train.{key}', 'must be at least 1')
   shares = 0.0
   for field in dataclasses.fields(config.stages):
@@ -354,6 +368,9 @@ def _validate(config: Config) -> None:
     require(0 <= stage.share <= 1, f'{key}.share', 'must lie in 0..1')
     require(0 <= stage.sigma <= 1, f'{key}.sigma', 'must lie in 0..1')
     require(0 < stage.keep <= 1, f'{key}.keep', 'must lie in (0, 1]')
+    require(stage.gamma > 0, f'{key}.gamma', 'must be positive')
+    for name in ('refine_start', 'refine_end', 'pixel_word'):
+      require(getattr(stage, name) >= 0, f'{key}.{name}', 'must not be negative')
     require(0 <= stage.short_text_prob <= 1, f'{key}.short_text_prob', 'must lie in 0..1')
     shares += stage.share
   if abs(shares - 1) > 1e-6:

@@ -32,9 +32,12 @@ class Writer:
     workdir = Path(workdir)
     path = workdir / 'metrics.jsonl'
     kept = [row for row in read(path) if row['step'] <= start_step]
-    path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    # Whole or not at all: a kill here must not cost the rows before.
+    fresh = path.with_suffix('.tmp')
+    fresh.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    fresh.replace(path)
     self._file = path.open('a')
-    self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step)
+    self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
 
   def write(self, step: int, values: Mapping[str, float | str]) -> None:
     """Adds one row; strings (the stage's name) go to the file only."""

@@ -12,6 +12,7 @@ Run the same command again to continue a run that stopped. The loop's contract:
 
 import contextlib
 import dataclasses
+import errno
 import json
 from pathlib import Path
 import signal
@@ -33,6 +34,7 @@ from plan_jax import inference
 from plan_jax import mesh as mesh_lib
 from plan_jax import metrics
 from plan_jax import optim
+from plan_jax import prompts as prompts_lib
 from plan_jax import report
 from plan_jax import shapes
 from plan_jax import stages
@@ -70,6 +72,9 @@ def train(config: config_lib.Config, workdir: Path) -> None:
   tokenizer = tokenize.Tokenizer(
       vocabulary, max_pieces=config.data.max_pieces, max_words=config.data.max_words)
   records = records_lib.Records(config.data.records, 'train')
+  if config.evaluation.prompts:  # read at the end, refused now
+    prompts_lib.require_known(prompts_lib.read(config.evaluation.prompts), known=card['classes'],
+                              where=config.data.records)
   mesh = mesh_lib.make_mesh()
   if config.train.batch_size % mesh.size:
     raise TrainingError(f'config.train.batch_size = {config.train.batch_size}: must be a multiple '
@@ -130,41 +135,42 @@ class _Run:
     progress = metrics.Progress(
         total_steps=settings.steps, start_step=start, batch_size=settings.batch_size)
     stop = _StopSignal()
-    skipped_before, skipped_since = int(state.skipped), start
+    skipped, all_skipped_since = int(state.skipped), start
     ends = set(self.schedule.ends.values())
     for step in range(start + 1, settings.steps + 1):
       state, values = train_step(state, next(batches), self.schedule.values(step - 1))
       if step % settings.log_every == 0 or step == settings.steps:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
-        if values['skipped_steps'] - skipped_before < step - skipped_since:
-          skipped_since = step
-        elif step - skipped_since >= MAX_SKIPPED_IN_A_ROW:
+        if values['skipped_steps'] - skipped < step - all_skipped_since:
+          skipped, all_skipped_since = values['skipped_steps'], step
+        elif step - all_skipped_since >= MAX_SKIPPED_IN_A_ROW:
           raise TrainingError(
-              f'step {step}: loss or gradient was not finite for {step - skipped_since} steps in a '
-              f'row; lower config.optim.lr (now {self.config.optim.lr:g}) and start from the last '
-              f'checkpoint, step {self.checkpoints.latest_step()}')
-        skipped_before = values['skipped_steps']
+              f'step {step}: loss or gradient was not finite for {step - all_skipped_since} steps '
+              f'in a row; start a new --workdir with a lower config.optim.lr '
+              f'(now {self.config.optim.lr:g})')
         losses = {k: v for k, v in values.items() if k.startswith('loss')}
         rate = progress.update(step, stage=self.schedule.name(step - 1), losses=losses)
         writer.write(step, {'stage': self.schedule.name(step - 1), 'pairs_per_s': rate, **values})
       validate = step % settings.eval_every == 0 or step in ends
-      save = step % settings.checkpoint_every == 0 or step in ends or stop.asked
-      if validate or save:
+      save = step % settings.checkpoint_every == 0 or step in ends
+      if validate or save or stop.asked:
         began = time.monotonic()
         found = self.validate(state) if validate else {}
         if found:
           writer.write(step, found)
           progress.note(f'validation at step {step}: ' + ', '.join(
               f'{name.removeprefix("val_")} {value:.3f}' for name, value in found.items()))
-        if save:
+        stopping = stop.asked  # may have come during the validation
+        if save or stopping:
           self.checkpoints.save(state, about=self.about(step, found))
         progress.pause(time.monotonic() - began)
-      if stop.asked:
-        self.checkpoints.close()
-        writer.close()
-        raise SystemExit(f'stopped at step {step}, saved; the same command continues')
+        if stopping:
+          self.checkpoints.close()
+          writer.close()
+          raise SystemExit(f'stopped at step {step}, saved; the same command continues')
     self.checkpoints.close()
     writer.close()
+    stop.restore()
     return state
 
   def about(self, step: int, found: dict[str, float]) -> dict[str, Any]:
@@ -189,11 +195,11 @@ class _Run:
     """Test figures, curves, pictures, and where they are."""
     settings = self.config.evaluation
     out = self.workdir / 'eval'
+    report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
     print(f'evaluating on the test split (up to {settings.max_pairs} pairs)', flush=True)
     results = evaluation.evaluate(
         self.model(state), self.config.data.records, split='test', max_pairs=settings.max_pairs,
         prompts=settings.prompts or None, pictures=settings.pictures, out=out)
-    report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
     print(evaluation.table(results))
     print(f'\ncheckpoint  {self.checkpoints.directory / str(int(state.step))}\n'
           f'figures     {out / "metrics.json"}\n'
@@ -205,8 +211,13 @@ class _StopSignal:
 
   def __init__(self):
     self.asked = False
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._ask)
+    self._before = {number: signal.signal(number, self._ask)
+                    for number in (signal.SIGTERM, signal.SIGINT)}
+
+  def restore(self) -> None:
+    """Gives the signals back."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def _ask(self, number, frame):
     del frame
@@ -262,6 +273,12 @@ def cli() -> None:
     app.run(main, flags_parser=parse)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    print(f'error: {error.filename or "the workdir"}: no space left on the disk; free some, the '
+          'same command continues from the last checkpoint', file=sys.stderr)
     sys.exit(2)
 
 

@@ -50,6 +50,16 @@ def test_stage_ends_the_best_and_the_newest_are_kept(directory):
   assert {int(path.name) for path in directory.iterdir()} == {2, 3, 4, 6}
 
 
+def test_the_best_survives_a_restart(tmp_path, state):
+  for steps in ([1, 2, 3], [4, 5]):
+    saver = checkpoint.Checkpoints(tmp_path / 'c', stage_ends=[], keep_newest=1)
+    for step in steps:
+      saver.save(state.replace(step=np.int32(step)),
+                 about=about(step, {checkpoint.BEST_METRIC: 0.9 if step == 2 else 0.1 * step}))
+    saver.close()
+  assert {int(path.name) for path in (tmp_path / 'c').iterdir()} == {2, 5}
+
+
 def test_what_was_saved_comes_back(directory, state):
   saver = checkpoint.Checkpoints(directory, stage_ends=[2, 4], keep_newest=1)
   restored = saver.restore(

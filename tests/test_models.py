@@ -182,20 +182,6 @@ def test_batch_without_image_is_finite_and_keeps_statistics(tiny):
   _assert_close(stats['batch_stats'], variables['batch_stats'], atol=1e-6)
 
 
-def test_fused_cell_reads_the_coarse_cell_that_contains_it():
-  fine, coarse = jnp.zeros((1, 5, 4, 3)), jnp.arange(6.0).reshape(1, 3, 2, 1)
-  fusion = plan.PixelFusion(jnp.float32)
-  variables = fusion.init(jax.random.key(0), fine, coarse)
-  out = fusion.apply(variables, fine, coarse)
-  out = out / variables['params']['top_down']['kernel'][0]
-  for y in range(5):
-    for x in range(4):
-      _assert_close(out[0, y, x], jnp.full(3, coarse[0, y // 2, x // 2, 0]))
-
-
-@pytest.mark.parametrize('image, size, stage, side', [
-    (_IMAGE.RESNET_TINY, 224, 2, 28), (_IMAGE.RESNET_TINY, 224, 3, 14),
-    (_IMAGE.RESNET_TINY, 224, 4, 7), (_IMAGE.RESNET50, 299, 3, 19), (_IMAGE.VIT_TI16, 224, 3, 14)])
 def test_grid_shape(image, size, stage, side):
   settings = _settings(image=image, pixel_stage=stage)
   model = _model(settings)
@@ -338,7 +324,7 @@ def test_bf16_keeps_parameters_and_outputs_fp32(tiny):
 def test_parameter_names(tiny):
   _, variables = tiny
   params = variables['params']
-  assert set(params) == {'image_tower', 'text_tower', 'pixel_fusion', 'image_global',
+  assert set(params) == {'image_tower', 'text_tower', 'image_global',
                          'image_local', 'text_global', 'text_local', 'relation'}
   tower = params['image_tower']
   assert tower['stage_2']['block_0']['shortcut']['conv']['kernel'].shape == (1, 1, 32, 64)

@@ -154,39 +154,6 @@ def test_a_damaged_record_is_named(through_device):
   with pytest.raises(pipeline.DataError, match='record case7 of split train: .*prepare') as caught:
     _take(batches, COUNT)
   assert 'secret' not in str(caught.value)
-  with pytest.raises(pipeline.DataError, match='record case7'):
-    list(pipeline.eval_batches(records, tokenizer=TOKENIZER, settings=SETTINGS, batch_size=8))
-
-
-# --- evaluation ---
-
-
-def test_evaluation_is_in_order_and_fills_up_the_last_batch():
-  batches, examples = zip(*pipeline.eval_batches(
-      EXAMPLES, tokenizer=TOKENIZER, settings=SETTINGS, batch_size=8), strict=True)
-  assert [len(e) for e in examples] == [8, 8, 6]
-  assert [e.id for part in examples for e in part] == [e.id for e in EXAMPLES]
-  assert all(batch.image.shape == (8, SIZE, SIZE) for batch in batches)
-  last = batches[-1]
-  assert _order([jax.tree.map(lambda x: x[:6], last)]) == list(range(16, 22))
-  assert not last.image[6:].any() and not last.extent[6:].any()
-  assert (last.word_form[6:] == -1).all() and (last.piece_word[6:] == -1).all()
-  assert (last.pieces[6:] > 0).sum(1).tolist() == [2, 2]  # [CLS] [SEP]
-  again = list(pipeline.eval_batches(
-      EXAMPLES, tokenizer=TOKENIZER, settings=SETTINGS, batch_size=8))
-  _assert_equal(again[1][0], batches[1])
-
-
-@pytest.mark.parametrize('limit, sizes', [(5, [5]), (16, [8, 8]), (100, [8, 8, 6]), (0, [])])
-def test_evaluation_limit(limit, sizes):
-  found = pipeline.eval_batches(
-      EXAMPLES, tokenizer=TOKENIZER, settings=SETTINGS, batch_size=8, limit=limit)
-  assert [len(examples) for _, examples in found] == sizes
-
-
-def test_evaluation_of_no_records_is_empty():
-  assert not list(pipeline.eval_batches(
-      [], tokenizer=TOKENIZER, settings=SETTINGS, batch_size=8))
 
 
 # --- to the device ---

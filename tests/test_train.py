@@ -32,6 +32,9 @@ TINY = [
 ]
 
 
+GIVEN = shlex.split(os.environ.get('PLAN_JAX_RUN_OPTIONS', ''))
+
+
 @pytest.fixture(scope='module')
 def records(tmp_path_factory):
   out = tmp_path_factory.mktemp('records') / 'phantoms'
@@ -49,8 +52,9 @@ def environment(tmp_path_factory):
 
 
 def command(workdir, records, *options):
-  # `bash launch/test.sh --config.optim.lr=1e-4` comes here through the environment.
-  given = shlex.split(os.environ.get('PLAN_JAX_RUN_OPTIONS', ''))
+  # `bash launch/test.sh --config.optim.lr=1e-4` comes here through the environment. --workdir
+  # names the folder of the runs' folders: each test needs its own.
+  given = [o for o in GIVEN if not o.startswith('--workdir=')]
   return [sys.executable, '-m', 'plan_jax.train', '--config=configs/demo.py',
           f'--workdir={workdir}', f'--config.data.records={records}', *TINY, *options, *given]
 
@@ -59,6 +63,9 @@ def command(workdir, records, *options):
 def straight(tmp_path_factory, records, environment):
   """An uninterrupted run: its workdir and what it printed."""
   workdir = tmp_path_factory.mktemp('straight')
+  for option in GIVEN:
+    if option.startswith('--workdir='):
+      workdir = Path(option.partition('=')[2]).absolute() / f'straight-{int(time.time())}'
   done = subprocess.run(command(workdir, records), cwd=ROOT, env=environment, capture_output=True,
                         text=True, timeout=500)
   assert done.returncode == 0, done.stderr[-3000:]
@@ -142,7 +149,7 @@ def test_killed_and_continued_is_bitwise_the_same(straight, tmp_path, records, e
   assert plain(tmp_path) == plain(straight[0])
 
 
-def test_sigterm_saves_and_the_same_command_continues(tmp_path, records, environment):
+def test_sigterm_saves_and_the_same_command_continues(straight, tmp_path, records, environment):
   with open(tmp_path / 'first.log', 'w') as log:
     running = subprocess.Popen(command(tmp_path, records), cwd=ROOT, env=environment, stdout=log,
                                stderr=subprocess.STDOUT)
@@ -156,6 +163,11 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path, records, environ
   last = metrics.read(tmp_path / 'metrics.jsonl')[-1]['step']
   steps = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
   assert max(steps) == last < STEPS
+
+  done = subprocess.run(command(tmp_path, records), cwd=ROOT, env=environment, capture_output=True,
+                        text=True, timeout=500)
+  assert done.returncode == 0 and f'continuing from step {last}' in done.stdout
+  jax.tree.map(np.testing.assert_array_equal, saved(tmp_path, STEPS), saved(straight[0], STEPS))
 
 
 def refused(records, workdir, **changes):
@@ -172,7 +184,7 @@ def refused(records, workdir, **changes):
 def test_refusals_name_the_thing_and_the_fix(straight, records, tmp_path):
   assert 'config.data.records' in refused('', tmp_path)
   assert 'does not exist' in refused(tmp_path / 'nowhere', tmp_path)
-  assert '9' in refused(records, tmp_path, train={'batch_size': 9})  # 8 devices in tests
+  assert 'batch_size = 9' in refused(records, tmp_path, train={'batch_size': 9})  # 8 devices
   blocked = tmp_path / 'file'
   blocked.write_text('')
   assert '--workdir' in refused(records, blocked / 'run')

@@ -88,34 +88,6 @@ def batches(
       num_threads=settings.threads, prefetch_buffer_size=settings.threads)))
 
 
-def eval_batches(
-    records: Source,
-    *,
-    tokenizer: tokenize.Tokenizer,
-    settings: config.Data,
-    batch_size: int,
-    limit: int | None = None,
-) -> Iterator[tuple[shapes.Batch, list[records_lib.Example]]]:
-  """The first `limit` records (None: all) in order, in the evaluation view.
-
-  All batches have `batch_size` rows, so that one compiled function serves them: the
-  last is filled up with rows without image and words. The list holds the examples
-  of the real rows.
-
-  Raises:
-    DataError: while iterating, if a record's image cannot be decoded.
-  """
-  count = len(records) if limit is None else min(limit, len(records))
-  frame = functools.partial(augment.eval_frame, size=settings.image_size)
-  empty = (
-      np.zeros((settings.image_size, settings.image_size), np.uint8), np.zeros(4, np.int32),
-      tokenizer(''))
-  for start in range(0, count, batch_size):
-    examples = [records[i] for i in range(start, min(start + batch_size, count))]
-    rows = [_row(example, tokenizer=tokenizer, frame=frame) for example in examples]
-    yield _collate_rows(rows + [empty] * (batch_size - len(rows))), examples
-
-
 def collate(
     *,
     images: Sequence[UInt8[np.ndarray, 'h w']],

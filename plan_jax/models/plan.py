@@ -6,6 +6,7 @@ Shapes of the joint space and the meaning of words and pixels: `plan_jax.shapes`
 import math
 from typing import Any
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,6 @@ from plan_jax.models import vit
 
 Array = jax.Array
 Dtype = Any
-
-_FUSION_WIDTH = 256  # channels of the fused map at most (FPN's own figure)
 
 
 def make_model(
@@ -61,31 +60,6 @@ def normalise_image(
   return jnp.where(is_real, grey, 0.0)[..., None]
 
 
-class PixelFusion(nn.Module):
-  """A ResNet stage map enriched with the semantics of the last one.
-
-  Lateral 1x1 convolution of the map plus the 1x1-projected last map, repeated to the
-  finer grid; each fine cell reads the coarse cell that contains it.
-
-  Source: FPN (Lin et al., CVPR 2017), one top-down step, without the final 3x3
-  convolution.
-  """
-
-  dtype: Dtype
-
-  @nn.compact
-  def __call__(
-      self, fine: Float[Array, 'b h w c'], coarse: Float[Array, 'b y x k']
-  ) -> Float[Array, 'b h w f']:
-    width = min(_FUSION_WIDTH, fine.shape[-1])
-    lateral = nn.Dense(width, dtype=self.dtype, name='lateral')(fine)
-    top_down = nn.Dense(width, dtype=self.dtype, name='top_down')(coarse)
-    for axis in (1, 2):
-      ratio = -(-fine.shape[axis] // coarse.shape[axis])
-      top_down = jnp.repeat(top_down, ratio, axis=axis)
-    return lateral + top_down[:, :fine.shape[1], :fine.shape[2]]
-
-
 class PlanModel(nn.Module):
   """Towers, heads, and the learned parameters of the similarities.
 
@@ -104,8 +78,6 @@ class PlanModel(nn.Module):
       self.image_tower = vit.ViT(vit.VARIANTS[settings.image], self.dtype)
     else:
       self.image_tower = resnet.ResNet(resnet.VARIANTS[settings.image], self.dtype)
-      if settings.pixel_stage < 4:
-        self.pixel_fusion = PixelFusion(self.dtype)
     self.text_tower = bert.Bert(
         bert.VARIANTS[settings.text], self.vocab_size, self.max_pieces, settings.dropout,
         self.dtype)
@@ -149,11 +121,10 @@ class PlanModel(nn.Module):
     else:
       maps = self.image_tower(image, extent, train=train)
       pooled, index = maps.pooled, self.settings.pixel_stage - 1
-      pixels = maps.stages[index]
-      if self.settings.pixel_stage < 4:
-        pixels = self.pixel_fusion(pixels, maps.stages[-1])
-      pixels = pixels.reshape(pixels.shape[0], -1, pixels.shape[-1])
-      is_pixel = maps.is_cell[index].reshape(pixels.shape[:2])
+      # As it is: the last map's semantics added top-down (FPN) let each cell see the whole
+      # image, and words no longer needed to look in the right place (docs/method.md).
+      pixels = einops.rearrange(maps.stages[index], 'b h w c -> b (h w) c')
+      is_pixel = einops.rearrange(maps.is_cell[index], 'b h w -> b (h w)')
     return shapes.ImageFeatures(
         pooled=self.image_global(pooled, jnp.any(is_pixel, axis=-1), train=train),
         pixels=self.image_local(pixels, is_pixel, train=train),

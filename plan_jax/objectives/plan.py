@@ -3,6 +3,7 @@
 import functools
 from typing import Callable
 
+import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray
@@ -207,11 +208,9 @@ def _cross_pair(
   if settings.negatives is config.Negatives.GLOBAL:
     words, is_word, groups = replicate(words), replicate(is_word), 1
 
-  def split(x):
-    return x.reshape(groups, -1, *x.shape[1:])
-
-  words, pixels, is_word, is_pixel = map(
-      split, (words, outputs.image.pixels, is_word, outputs.image.is_pixel))
+  words, pixels, is_word, is_pixel = (
+      einops.rearrange(x, '(g b) ... -> g b ...', g=groups)
+      for x in (words, outputs.image.pixels, is_word, outputs.image.is_pixel))
   reports, cells = words.shape[1], pixels.shape[2]
   scores = functools.partial(
       cross_pair.pair_scores, relation=outputs.relation, attend=attend,
