@@ -258,7 +258,7 @@ def choose_pictures(categories: Sequence[str], *, count: int, seed: int) -> list
 
 
 def table(results: Mapping[str, Any]) -> str:
-  """A short table of the headline figures for the screen."""
+  """A short table of the headline figures that are defined, for the screen."""
   rows = []
   if results['zero_shot']:
     rows.append(('zero-shot macro AUROC', results['zero_shot']['macro_auroc']))
@@ -270,6 +270,7 @@ def table(results: Mapping[str, Any]) -> str:
     for metric, found in results['retrieval'][way].items():
       if metric in ('r@1', 'r@5', 'median_rank'):
         rows.append((f'retrieval {way.replace("_", " ")} {metric}', found))
+  rows = [(name, found) for name, found in rows if found['value'] is not None]
   width = max(len(name) for name, _ in rows)
   lines = [f'{results["split"]} split, {results["pairs"]} pairs: value [95 % interval] n']
   lines += [f'  {name:<{width}}  {figure_text(found):<26} {found["n"]}' for name, found in rows]

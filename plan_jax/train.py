@@ -201,9 +201,11 @@ class _Run:
         self.model(state), self.config.data.records, split='test', max_pairs=settings.max_pairs,
         prompts=settings.prompts or None, pictures=settings.pictures, out=out)
     print(evaluation.table(results))
+    pictures = [path for path in (out / 'grounding.png', self.workdir / 'curves.png')
+                if path.exists()]  # without phrases there is nothing to ground
     print(f'\ncheckpoint  {self.checkpoints.directory / str(int(state.step))}\n'
           f'figures     {out / "metrics.json"}\n'
-          f'pictures    {out / "grounding.png"}, {self.workdir / "curves.png"}')
+          f'pictures    {", ".join(map(str, pictures))}')
 
 
 class _StopSignal:
