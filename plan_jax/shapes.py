@@ -43,8 +43,8 @@ class Batch:
 class ImageFeatures:
   """What the image tower and its heads say of each image.
 
-  `pooled` and `pixels` are unit vectors in the joint space; pixels are in
-  row-major order of a square-celled grid. `backbone` is the pooled feature
+  `pooled` and `pixels` are unit vectors in the joint space (a blank image and a
+  padding pixel are zero vectors); pixels are in row-major order of the grid. `backbone` is the pooled feature
   before projection (for linear probes).
   """
 

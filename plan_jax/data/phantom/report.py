@@ -54,7 +54,8 @@ def write(findings: tuple[latent.Finding, ...], rng: np.random.Generator) -> Rep
     if rng.random() < chance and fixed + _count(sentence) <= _MOST_WORDS:
       body.insert(0 if rng.random() < 0.7 else len(body), sentence)
       fixed += _count(sentence)
-  text = f'{indication} FINDINGS: {" ".join(body)} IMPRESSION: {" ".join(impression)}'.strip()
+  text = f'{indication} FINDINGS: {" ".join(body)} IMPRESSION: {" ".join(impression)}'
+  text = ' '.join(text.split())  # findings may be empty, as in real reports
   return Report(text=text, phrases=tuple(dict.fromkeys(phrases)))
 
 
