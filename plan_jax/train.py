@@ -246,7 +246,7 @@ def main(argv: list[str]) -> None:
   for name, value in (('config', _CONFIG.value), ('workdir', _WORKDIR.value)):
     if value is None:
       raise TrainingError(f'--{name} is missing; see --help')
-  logging.set_verbosity(logging.WARNING)  # orbax tells every file that it writes
+  logging.set_verbosity(logging.ERROR)  # orbax tells of every file, and warns of what is meant
   train(config_lib.resolve(_CONFIG.value), Path(_WORKDIR.value).absolute())
 
 
