@@ -1,4 +1,4 @@
-"""PLAN (reconstructed), ResNet-50 + BERT-base, on MIMIC-CXR-sized corpora, for pods.
+"""PLAN (reconstructed), ResNet-50 + BERT-base, on MIMIC-CXR-sized corpora, on accelerators.
 
   bash launch/run.sh --config=configs/mimic_resnet50.py --workdir=DIR --config.data.records=DIR
 """

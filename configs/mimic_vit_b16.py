@@ -1,4 +1,4 @@
-"""PLAN (reconstructed), ViT-B/16 + BERT-base, on MIMIC-CXR-sized corpora, for pods.
+"""PLAN (reconstructed), ViT-B/16 + BERT-base, on MIMIC-CXR-sized corpora, on accelerators.
 
   bash launch/run.sh --config=configs/mimic_vit_b16.py --workdir=DIR --config.data.records=DIR
 """
