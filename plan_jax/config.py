@@ -21,7 +21,7 @@ class ConfigError(errors.UserError):
 
 
 class ImageVariant(enum.StrEnum):
-  """Image towers. `resnet_tiny` is a half-width ResNet-18 for CPU demos."""
+  """Image towers. `resnet_tiny` is a half-width ResNet-10 for CPU demos."""
 
   RESNET_TINY = 'resnet_tiny'
   RESNET18 = 'resnet18'

@@ -272,7 +272,7 @@ def test_short_text_reaches_the_global_term_alone_and_only_if_drawn():
   jax.block_until_ready(compiled(SCHEDULE.values(0)))
   jax.effects_barrier()
   assert not calls
-  jax.block_until_ready(compiled(stage))
+  jax.block_until_ready(compiled(stage.replace(short_text_prob=np.float32(1))))
   jax.effects_barrier()
   assert calls
 

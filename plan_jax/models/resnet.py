@@ -40,7 +40,7 @@ class Shape:
 
 VARIANTS = {
     config.ImageVariant.RESNET_TINY: Shape(
-        stem=32, widths=(32, 64, 128, 256), depths=(2, 2, 2, 2), block=BlockKind.BASIC),
+        stem=16, widths=(32, 64, 128, 256), depths=(1, 1, 1, 1), block=BlockKind.BASIC),
     config.ImageVariant.RESNET18: Shape(
         stem=64, widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), block=BlockKind.BASIC),
     config.ImageVariant.RESNET50: Shape(

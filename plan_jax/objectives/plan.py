@@ -52,7 +52,7 @@ def plan_loss(
     grid: rows and columns of the pixel grid.
     rng: for (11) and (12).
     short_text: pooled vectors of the reports reduced to the words marked True; run
-      only where the stage's `short_text_prob` is not 0.
+      only in the steps that (12) draws.
     devices: how many devices share the batch, in contiguous equal parts: the groups
       of `Negatives.DEVICE`, and the divisor of the block budget.
     replicate: puts a full copy of an array on each device (a sharding constraint), so
@@ -183,12 +183,16 @@ def _shortened(
     rng: PRNGKeyArray,
     short_text: Callable[[Array], Array],
 ) -> tuple[Float[Array, 'b d'], Bool[Array, 'b t']]:
-  """(12): pooled texts, some of them of the shortened report, and the words they saw."""
+  """(12): pooled texts, in some steps those of the shortened reports, and the words they saw.
+
+  One draw for the batch: reports of a step compete in one form, and a step that keeps
+  the full reports does not pay for a second pass through the text tower.
+  """
   is_short_word = terms.keep_negations(is_kept, is_negation=is_negation & text.is_word)
-  is_short = jax.random.bernoulli(rng, prob, is_kept.shape[:1])
-  is_short = (is_short & jnp.any(is_kept, axis=-1))[:, None]
+  is_short_step = jax.random.bernoulli(rng, prob)
+  is_short = is_short_step & jnp.any(is_kept, axis=-1, keepdims=True)
   pooled = jax.lax.cond(
-      prob > 0,
+      is_short_step,
       lambda: jnp.where(is_short, short_text(is_short_word), text.pooled),
       lambda: text.pooled)
   return pooled, jnp.where(is_short, is_short_word, text.is_word)
