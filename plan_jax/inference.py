@@ -3,7 +3,6 @@
 import enum
 import functools
 import os
-import pathlib
 import sys
 from typing import Any, Iterable, Sequence
 
@@ -19,6 +18,7 @@ from plan_jax import errors
 from plan_jax import shapes
 from plan_jax import step as step_lib
 from plan_jax.data import augment
+from plan_jax.data import decode
 from plan_jax.data import tokenize
 from plan_jax.evals import grounding
 from plan_jax.evals import zero_shot
@@ -250,22 +250,16 @@ def read_image(image: Image, *, name: str) -> UInt8[np.ndarray, 'h w']:
           'as uint8 [height width], 0 black to 255 white')
     return image
   if isinstance(image, (str, os.PathLike)):
-    path = pathlib.Path(image)
-    name = str(path) if str(path) in name else f'{name} ({path})'
-    try:
-      image = path.read_bytes()
-    except OSError as error:
-      raise InferenceError(
-          f'{name} cannot be read ({error.strerror or type(error).__name__}); '
-          'check the path') from error
-  if not isinstance(image, (bytes, bytearray)):
+    image = os.fspath(image)
+    name = image if image in name else f'{name} ({image})'
+  if not isinstance(image, (str, bytes, bytearray)):
     raise InferenceError(
         f'{name} is {type(image).__name__}; give a path, the bytes of a JPEG or PNG, or a uint8 '
         'array [height width]')
   try:
-    return augment.decode_image(bytes(image))
-  except ValueError as error:
-    raise InferenceError(f'{name}: {error}') from error
+    return decode.read_grey(image if isinstance(image, str) else bytes(image), name=name)
+  except decode.DecodeError as error:
+    raise InferenceError(f'{error}; replace it or check the path') from error
 
 
 @functools.partial(jax.jit, static_argnames=('tower', 'method'))

@@ -6,11 +6,15 @@ import sys
 import cv2
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 import tiny
 from plan_jax import inference
 from plan_jax import step as step_lib
+from plan_jax.data import augment
+from plan_jax.data import images as images_lib
+from plan_jax.data import rows
 from plan_jax.data import tokenize
 
 TEXTS = ['small left pleural effusion', 'no acute cardiopulmonary abnormality',
@@ -158,6 +162,29 @@ def test_bad_images_are_named(model, images, tmp_path, case):
   with pytest.raises(inference.InferenceError, match=message) as raised:
     model.embed_images([images[0], bad])
   assert 'image 1' in str(raised.value)
+
+
+def test_pictures_are_read_as_prepare_reads_them(tmp_path):
+  grey = np.random.default_rng(0).integers(0, 256, (40, 60), np.uint8)
+  deep, turned = tmp_path / 'deep.png', tmp_path / 'turned.jpg'
+  cv2.imwrite(str(deep), grey.astype(np.uint16) * 16 + 500)  # 12 bits and an offset
+  exif = Image.Exif()
+  exif[0x0112] = 6  # to be shown turned by 90 degrees
+  Image.fromarray(grey).save(turned, exif=exif, quality=95)
+  for path in (deep, turned):
+    row = rows.Row(
+        manifest='rows.jsonl', line=1, id='a', image=str(path), image_name=path.name, text='a lung',
+        patient='', split='train', labels=(), annotations=(), size=None)
+    item = rows.Item(id='a', image=str(path), patient='', split='train', rows=(row,))
+    prepared = augment.decode_image(images_lib.make(item, size=512).example.image)
+    read = inference.read_image(path, name='image')
+    assert read.shape == prepared.shape
+    np.testing.assert_array_equal(read, inference.read_image(path.read_bytes(), name='image'))
+    np.testing.assert_allclose(read, prepared, atol=16)  # stored as JPEG
+    assert np.corrcoef(read.ravel(), prepared.ravel())[0, 1] > 0.99
+  assert inference.read_image(turned, name='image').shape == (60, 40)
+  spread = inference.read_image(deep, name='image')
+  assert spread.min() == 0 and spread.max() == 255
 
 
 def test_bad_texts_are_named(model, images):

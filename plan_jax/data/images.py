@@ -3,19 +3,16 @@
 import hashlib
 import io
 import os
-import warnings
 
 import cv2
 import numpy as np
 from PIL import Image
-from PIL import ImageOps
 
+from plan_jax.data import decode
 from plan_jax.data import records
 from plan_jax.data import rows as rows_lib
 
-MAX_PIXELS = 100_000_000
 JPEG_QUALITY = 95
-_TOO_LARGE = f'more than {MAX_PIXELS // 10**6} megapixels'
 _SLACK = 1.5  # pixels by which a box may stick out of the picture, then clipped
 
 _Reason = rows_lib.Reason
@@ -35,9 +32,9 @@ def make(item: rows_lib.Item, *, size: int) -> rows_lib.Outcome:
   a bad picture rejects all rows of the item.
   """
   try:
-    pixels = _read_grey(item.image)
-  except _Unusable as error:
-    return _rejected(item, error)
+    pixels = decode.read_grey(item.image, name=os.path.basename(item.image))
+  except decode.DecodeError as error:
+    return _rejected(item, error.reason, str(error))
   height, width = pixels.shape
   stored = _resize(pixels, size)
   phrases, labels, sources, rejects = [], [], [], []
@@ -46,7 +43,7 @@ def make(item: rows_lib.Item, *, size: int) -> rows_lib.Outcome:
       phrases += _phrases(row, width=width, height=height, stored=stored.shape)
     except _Unusable as error:
       if row is item.rows[0]:
-        return _rejected(item, error)
+        return _rejected(item, error.reason, error.detail)
       rejects.append(row.reject(error.reason, error.detail))
       continue
     labels += row.labels
@@ -62,57 +59,9 @@ def make(item: rows_lib.Item, *, size: int) -> rows_lib.Outcome:
       sources=tuple(sources), rejects=tuple(rejects))
 
 
-def _rejected(item: rows_lib.Item, error: _Unusable) -> rows_lib.Outcome:
+def _rejected(item: rows_lib.Item, reason: rows_lib.Reason, detail: str) -> rows_lib.Outcome:
   return rows_lib.Outcome(
-      example=None, rejects=tuple(row.reject(error.reason, error.detail) for row in item.rows))
-
-
-def _open(path: str) -> Image.Image:
-  """Reads the header only; refuses what is too large to decode."""
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-    try:
-      picture = Image.open(path, formats=('JPEG', 'PNG'))
-    except Image.DecompressionBombError as error:  # PIL's own limit, above ours
-      raise Image.DecompressionBombError(_TOO_LARGE) from error
-  width, height = picture.size
-  if width * height > MAX_PIXELS:
-    picture.close()
-    raise Image.DecompressionBombError(f'{width} x {height} pixels, {_TOO_LARGE}')
-  return picture
-
-
-def _read_grey(path: str) -> np.ndarray:
-  """Decodes a JPEG or PNG to uint8 [h w]; 16-bit pictures from their range to 0..255."""
-  name = os.path.basename(path)
-  if not os.path.isfile(path):
-    raise _Unusable(_Reason.MISSING_FILE, f'no file {name}')
-  try:
-    with _open(path) as picture:
-      upright = ImageOps.exif_transpose(picture)
-      if upright.mode.startswith(('I', 'F')):
-        return _to_eight_bits(np.asarray(upright))
-      return np.asarray(upright.convert('L'))
-  except Image.DecompressionBombError as error:
-    raise _Unusable(_Reason.OVERSIZED_IMAGE, f'{name}: {error}') from error
-  except Image.UnidentifiedImageError as error:
-    raise _Unusable(_Reason.UNREADABLE_IMAGE, f'{name} is not a JPEG or PNG') from error
-  # A damaged file makes the decoders raise nearly anything, so not only OSError.
-  except Exception as error:
-    raise _Unusable(_Reason.UNREADABLE_IMAGE, f'{name}: {_message(error, path)}') from error
-
-
-def _message(error: Exception, path: str) -> str:
-  """The message without the folders of this machine."""
-  return str(error).replace(path, os.path.basename(path))[:200] or type(error).__name__
-
-
-def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
-  low, high = int(pixels.min()), int(pixels.max())
-  if low >= 0 and high <= 255:
-    return pixels.astype(np.uint8)
-  scale = 255.0 / max(high - low, 1)
-  return np.rint((pixels.astype(np.float32) - low) * scale).astype(np.uint8)
+      example=None, rejects=tuple(row.reject(reason, detail) for row in item.rows))
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -157,18 +106,14 @@ def _read_mask(path: str, *, width: int, height: int) -> np.ndarray:
   """Bool [h w], True inside."""
   name = os.path.basename(path)
   try:
-    with _open(path) as picture:
+    with decode.opened(path, name=name) as picture:
       if picture.size != (width, height):
         raise _Unusable(
             _Reason.BAD_MASK, f'{name} has {picture.size[0]} x {picture.size[1]} pixels, '
             f'the picture {width} x {height}')
       is_inside = np.asarray(picture.convert('L')) > 0
-  except _Unusable:
-    raise
-  except FileNotFoundError as error:
-    raise _Unusable(_Reason.BAD_MASK, f'no file {name}') from error
-  except Exception as error:
-    raise _Unusable(_Reason.BAD_MASK, f'{name}: {_message(error, path)}') from error
+  except decode.DecodeError as error:
+    raise _Unusable(_Reason.BAD_MASK, str(error)) from error
   if not is_inside.any():
     raise _Unusable(_Reason.BAD_MASK, f'{name} is empty')
   return is_inside

@@ -1,0 +1,100 @@
+"""Reads a user's picture, a JPEG or PNG of any depth, as 8-bit grey values.
+
+`prepare` and inference read through here, so that a model sees the same picture
+whichever way it came. Records hold 8-bit grey pictures that need none of this:
+training decodes those with `augment.decode_image`.
+"""
+
+import contextlib
+import io
+import os
+from typing import Iterator
+import warnings
+
+from jaxtyping import UInt8
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+
+from plan_jax.data import rows
+
+MAX_PIXELS = 100_000_000
+_TOO_LARGE = f'more than {MAX_PIXELS // 10**6} megapixels'
+
+
+class DecodeError(ValueError):
+  """A picture that cannot be used; `reason` as `prepare` lists it."""
+
+  def __init__(self, reason: rows.Reason, message: str):
+    super().__init__(message)
+    self.reason = reason
+
+
+@contextlib.contextmanager
+def opened(source: str | bytes, *, name: str) -> Iterator[Image.Image]:
+  """A picture whose header is read and whose pixels are not, for use inside `with`.
+
+  Errors of decoding inside the block become errors of this module too.
+
+  Args:
+    source: path, or the encoded bytes.
+    name: what an error calls it.
+
+  Raises:
+    DecodeError: missing, neither JPEG nor PNG, damaged, or of more than MAX_PIXELS.
+  """
+  if isinstance(source, str) and not os.path.isfile(source):
+    raise DecodeError(rows.Reason.MISSING_FILE, f'no file {name}')
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+      picture = Image.open(
+          source if isinstance(source, str) else io.BytesIO(source), formats=('JPEG', 'PNG'))
+    with picture:
+      width, height = picture.size
+      if width * height > MAX_PIXELS:
+        raise DecodeError(
+            rows.Reason.OVERSIZED_IMAGE, f'{name}: {width} x {height} pixels, {_TOO_LARGE}')
+      yield picture
+  except DecodeError:
+    raise
+  except Image.DecompressionBombError as error:  # PIL's own limit, above ours
+    raise DecodeError(rows.Reason.OVERSIZED_IMAGE, f'{name}: {_TOO_LARGE}') from error
+  except Image.UnidentifiedImageError as error:
+    raise DecodeError(rows.Reason.UNREADABLE_IMAGE, f'{name} is not a JPEG or PNG') from error
+  # A damaged file makes the decoders raise nearly anything, so not only OSError.
+  except Exception as error:
+    raise DecodeError(rows.Reason.UNREADABLE_IMAGE, f'{name}: {_message(error, source)}') from error
+
+
+def read_grey(source: str | bytes, *, name: str) -> UInt8[np.ndarray, 'h w']:
+  """Grey values, upright (EXIF); deeper pictures are scaled from their range to 0..255.
+
+  Args:
+    source: path, or the encoded bytes.
+    name: what an error calls it.
+
+  Raises:
+    DecodeError: see `opened`.
+  """
+  with opened(source, name=name) as picture:
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith(('I', 'F')):
+      return _to_eight_bits(np.asarray(upright))
+    return np.asarray(upright.convert('L'))
+
+
+def _to_eight_bits(pixels: np.ndarray) -> UInt8[np.ndarray, 'h w']:
+  low, high = int(pixels.min()), int(pixels.max())
+  if low >= 0 and high <= 255:
+    return pixels.astype(np.uint8)
+  scale = 255.0 / max(high - low, 1)
+  return np.rint((pixels.astype(np.float32) - low) * scale).astype(np.uint8)
+
+
+def _message(error: Exception, source: str | bytes) -> str:
+  """The message without the folders of this machine."""
+  message = str(error)
+  if isinstance(source, str):
+    message = message.replace(source, os.path.basename(source))
+  return message[:200] or type(error).__name__
