@@ -19,6 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dropout = 0.0
   config.model.joint_dim = 64
   config.objective.teacher = 'self'
+  config.objective.word_region_weight = 0.5
+  config.objective.pixel_word_weight = 0.5
+  config.objective.cross_pair_weight = 0.5
   config.objective.refine_weight = 0.1  # at 1 it spoils where words look: docs/method.md
   config.objective.block_mib = 2  # what fits the cache of a CPU core is fastest
   config.stages.discover.share = 0.1  # wide regions teach cells to speak for the whole image
@@ -30,9 +33,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.optim.b2 = 0.98
   config.optim.warmup = 0.05
   config.train.batch_size = 32
-  config.train.steps = 1050
+  config.train.steps = 1130
   config.train.log_every = 10
-  config.train.eval_every = 525
+  config.train.eval_every = 565
   config.train.eval_pairs = 192
   config.train.checkpoint_every = 100
   config.evaluation.prompts = 'configs/prompts/phantom.toml'

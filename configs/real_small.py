@@ -20,6 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.text = 'bert_tiny'
   config.model.joint_dim = 64
   config.objective.teacher = 'self'
+  config.objective.word_region_weight = 0.5
+  config.objective.pixel_word_weight = 0.5
+  config.objective.cross_pair_weight = 0.5
   config.objective.refine_weight = 0.1  # as in the demo: docs/method.md
   config.objective.block_mib = 2  # what fits the cache of a CPU core is fastest
   config.stages.discover.share = 0.1

@@ -57,7 +57,11 @@ def data(tmp_path):
   rng = np.random.default_rng(0)
   rows = []
   for i in range(24):
-    cv2.imwrite(str(tmp_path / f'{i}.png'), rng.integers(0, 256, (40, 40), np.uint8))
+    # Plain enough that JPEG changes them much less than they differ.
+    image = np.full((40, 40), rng.integers(40, 80), np.uint8)
+    cv2.circle(image, rng.integers(8, 32, 2).tolist(), int(rng.integers(4, 16)),
+               int(rng.integers(100, 250)), -1)
+    cv2.imwrite(str(tmp_path / f'{i}.png'), image)
     rows.append({
         'image': f'{i}.png', 'patient': f'p{i // 2}', 'split': 'train' if i < 4 else 'test',
         'label': 'Normal' if i % 3 else 'pneumonia',
