@@ -9,7 +9,7 @@ from plan_jax import config as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """A ResNet-10 of half width at 160 px and a two-layer BERT, from scratch, under 30 minutes on two cores."""
+  """A ResNet-10 of half width at 160 px and a two-layer BERT, under 30 minutes on two cores."""
   config = config_lib.defaults()
   config.data.image_size = 160
   config.data.max_pieces = 112

@@ -49,7 +49,7 @@ make_env
 if [ -z "$records" ] && [ "$name" = demo ]; then
   records="$workdir/records"
   mkdir -p "$workdir" || { echo "error: --workdir=$workdir cannot be made; choose another" >&2; exit 2; }
-  python -m plan_jax.data.prepare phantom --pairs "$pairs" --seed 2 --out "$records" \
+  python -m plan_jax.data.prepare phantom --pairs "$pairs" --seed 3 --out "$records" \
     --preview "$workdir/phantoms.png"
 fi
 # exec: signals reach the training, which saves and stops.

@@ -27,15 +27,16 @@ def draw(
 
 
 def _tube(device, rng, *, anatomy, frame):
-  """Two walls and a radiopaque stripe in the trachea, tip above the carina."""
+  """A radiopaque stripe beside an air-filled lumen in the trachea, tip above the carina."""
   del device
   tip = rng.uniform(-0.50, -0.36)
   v = np.linspace(-1.5, tip, 10)
   centre = anatomy.shift + 0.008 * np.sin(4 * v + rng.uniform(0, 6))
-  lines = [np.stack([centre + offset, v], axis=1) for offset in (-0.021, 0.021)]
-  stripe = [np.stack([centre + 0.004, v], axis=1)]
-  return (0.70 * frame.strokes(lines, width=0.016) + 1.10 * frame.strokes(stripe, width=0.024)
-          + 0.10 * frame.strokes(stripe, width=0.048))
+  walls = [np.stack([centre + offset, v], axis=1) for offset in (-0.034, 0.034)]
+  stripe = [np.stack([centre + 0.034, v], axis=1)]
+  lumen = [np.stack([centre, v], axis=1)]
+  return (0.70 * frame.strokes(walls, width=0.020) + 0.40 * frame.strokes(stripe, width=0.024)
+          - 0.35 * frame.strokes(lumen, width=0.040))
 
 
 def _line(device, rng, *, anatomy, frame):
