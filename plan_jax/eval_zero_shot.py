@@ -152,10 +152,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       names.append(entry.name)
       yield entry.image
 
-  vectors = model.encode_images(
-      images(), count=len(source.images), names=names, label='images').pooled
+  features = model.image_batches(
+      images(), count=len(source.images), names=names, label='images')
+  scores = evaluation.class_scores(model, features, classes=classes)
   found = evaluation.zero_shot_figures(
-      model, vectors, classes=classes, labels=labels, patients=patients, seed=args.seed)
+      scores, classes=classes, labels=labels, patients=patients, seed=args.seed)
   result = {
       **found, 'checkpoint': str(args.checkpoint), 'data': str(source.name),
       'split': source.split, 'prompts': str(args.prompts), 'seed': args.seed,

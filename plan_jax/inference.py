@@ -4,7 +4,7 @@ import enum
 import functools
 import os
 import sys
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,17 @@ from plan_jax import checkpoint
 from plan_jax import config as config_lib
 from plan_jax import errors
 from plan_jax import shapes
+from plan_jax import stages
 from plan_jax import step as step_lib
 from plan_jax.data import augment
 from plan_jax.data import decode
 from plan_jax.data import tokenize
 from plan_jax.evals import grounding
-from plan_jax.evals import zero_shot
+from plan_jax.losses import cross_pair
 from plan_jax.losses import terms
 from plan_jax.losses import word_pixel
 from plan_jax.models import plan as plan_model
+from plan_jax.objectives import plan as plan_objective
 
 Image = str | os.PathLike[str] | bytes | np.ndarray
 
@@ -62,6 +64,12 @@ class Model:
     self.vocabulary = tuple(vocabulary)
     self.image_size = config.data.image_size
     self.grid = plan_model.grid_shape(config.model, self.image_size)
+    self.temperature = float(
+        np.exp(variables['params']['log_temperature']) if config.model.learn_temperature
+        else config.model.temperature)  # tau_g of (2)
+    self.matches_words = plan_objective.has_cross_pair(config.objective)  # see `match`
+    self._last_stage = stages.schedule(
+        config.stages, total_steps=config.train.steps).values(config.train.steps - 1)
     self._variables = variables
     self._batch_size = batch_size
     self._tower = step_lib.build_model(config, vocab_size=len(self.vocabulary))
@@ -90,10 +98,6 @@ class Model:
   ) -> Float[np.ndarray, 'n m']:
     """Cosine of every image with every text, -1..1. Source: method (18)."""
     return self.embed_images(images) @ self.embed_texts(texts).T
-
-  def ensemble(self, texts: Sequence[str]) -> Float[np.ndarray, 'd']:
-    """One unit vector for several prompts of one class."""
-    return zero_shot.ensemble(self.embed_texts(texts))
 
   def ground(
       self, image: Image, phrase: str, *, kind: MapKind | str = MapKind.WORDS,
@@ -133,10 +137,16 @@ class Model:
   def encode_images(
       self, images: Iterable[Image], *, count: int, names: Sequence[str] = (), label: str = '',
   ) -> shapes.ImageFeatures:
-    """All features (NumPy) of `count` images, which may come one by one.
+    """All features (NumPy) of `count` images; arguments as in `image_batches`."""
+    return _joined(self.image_batches(images, count=count, names=names, label=label))
+
+  def image_batches(
+      self, images: Iterable[Image], *, count: int, names: Sequence[str] = (), label: str = '',
+  ) -> Iterator[shapes.ImageFeatures]:
+    """Features (NumPy) of `count` images, a batch at a time: pixels of a large set fill memory.
 
     Args:
-      images: read and prepared as they are consumed.
+      images: read and prepared as they are consumed; may come one by one.
       count: how many there are.
       names: what an error calls them; position unless given.
       label: shows progress under this name.
@@ -149,7 +159,7 @@ class Model:
 
     size = self.image_size
     blank = (np.zeros((size, size), np.uint8), np.array([0, 0, size, size], np.int32))
-    return self._batched('encode_image', rows(), blank=blank, count=count, label=label)
+    return self._encoded('encode_image', rows(), blank=blank, count=count, label=label)
 
   def encode_texts(
       self, texts: Sequence[str], *, name: str = 'text', label: str = '',
@@ -167,7 +177,7 @@ class Model:
     blank = (np.zeros(self.config.data.max_pieces, np.int32),
              np.full(self.config.data.max_pieces, -1, np.int32),
              np.full(self.config.data.max_words, -1, np.int32))
-    return self._batched('encode_text', rows, blank=blank, count=len(texts), label=label)
+    return _joined(self._encoded('encode_text', rows, blank=blank, count=len(texts), label=label))
 
   def ground_pairs(
       self, images: shapes.ImageFeatures, texts: shapes.TextFeatures, *, kind: MapKind,
@@ -184,36 +194,62 @@ class Model:
     lowest = np.where(np.isfinite(lowest), lowest, 0)
     return np.where(images.is_pixel, maps, lowest).astype(np.float32).reshape(-1, *self.grid)
 
+  def match(
+      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures,
+  ) -> Float[np.ndarray, 'n m']:
+    """How well the words of text m find their regions in image n: 10 Z of method (9), logits.
+
+    Raises:
+      InferenceError: the model was trained without (9).
+    """
+    if not self.matches_words:
+      raise InferenceError(
+          'this model was trained without matching words across pairs (objective.negatives = '
+          f'{self.config.objective.negatives}, objective.cross_pair_weight = '
+          f'{self.config.objective.cross_pair_weight:g}); use similarity()')
+    if not len(texts.words):
+      return np.zeros((len(images.pixels), 0), np.float32)
+    columns = (images.pixels, images.is_pixel)
+    blank = tuple(np.zeros(column.shape[1:], column.dtype) for column in columns)
+    parts = []
+    for batch, real in _batches(zip(*columns), blank=blank, size=self._shape(len(columns[0]))):
+      logits = _match(
+          self._relation, texts.words, texts.is_word, *batch, stage=self._last_stage,
+          settings=self.config.objective)
+      parts.append(jax.device_get(logits)[:real])
+    return np.concatenate(parts)
+
+  @property
+  def _relation(self) -> Float[np.ndarray, 'd d']:
+    dim = self.config.model.joint_dim
+    params = self._variables['params']
+    return params['relation'] if 'relation' in params else np.zeros((dim, dim), np.float32)
+
   def _word_maps(
       self, images: shapes.ImageFeatures, texts: shapes.TextFeatures,
   ) -> Float[np.ndarray, 'n p']:
-    params, dim = self._variables['params'], self.config.model.joint_dim
-    relation = params['relation'] if 'relation' in params else np.zeros((dim, dim), np.float32)
     by_attention = (
         self.config.objective.term_weights is config_lib.TermWeights.ATTENTION)
     columns = (texts.words, texts.is_word, texts.attention, images.pixels, images.is_pixel)
     blank = tuple(np.zeros(column.shape[1:], column.dtype) for column in columns)
     parts = []
     for batch, real in _batches(zip(*columns), blank=blank, size=self._shape(len(columns[0]))):
-      maps = _word_map(relation, *batch, by_attention=by_attention)
+      maps = _word_map(self._relation, *batch, by_attention=by_attention)
       parts.append(jax.device_get(maps)[:real])
     return np.concatenate(parts)
 
-  def _batched(self, method: str, rows, *, blank, count: int, label: str):
-    parts = []
+  def _encoded(self, method: str, rows, *, blank, count: int, label: str):
     with tqdm.tqdm(total=count, desc=label, disable=not label, file=sys.stdout,
                    mininterval=0.5 if sys.stdout.isatty() else 5) as bar:
       for batch, real in _batches(rows, blank=blank, size=self._shape(count)):
         features = jax.device_get(
             _encode(self._variables, *batch, tower=self._tower, method=method))
-        parts.append(jax.tree.map(lambda x, end=real: x[:end], features))
+        if not np.isfinite(features.pooled).all():
+          raise InferenceError(
+              f'{method} gives values that are not finite: the weights are damaged, or training '
+              'has diverged; use an earlier checkpoint')
+        yield jax.tree.map(lambda x, end=real: x[:end], features)
         bar.update(real)
-    features = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    if not np.isfinite(features.pooled).all():
-      raise InferenceError(
-          f'{method} gives values that are not finite: the weights are damaged, or training has '
-          'diverged; use an earlier checkpoint')
-    return features
 
   def _shape(self, count: int) -> int:
     return 1 if count == 1 else self._batch_size
@@ -286,6 +322,31 @@ def _word_map(
   else:
     omega = terms.uniform_weights(is_word)
   return jnp.einsum('bt,btp->bp', omega, scaled)
+
+
+@functools.partial(jax.jit, static_argnames='settings')
+def _match(
+    relation: Float[jax.Array, 'd d'],
+    words: Float[jax.Array, 'j t d'],
+    is_word: Bool[jax.Array, 'j t'],
+    pixels: Float[jax.Array, 'i p d'],
+    is_pixel: Bool[jax.Array, 'i p'],
+    *,
+    stage: shapes.StageValues,
+    settings: config_lib.Objective,
+) -> Float[jax.Array, 'i j']:
+  block = cross_pair.block_size(
+      len(words), images=len(pixels), words=words.shape[1], pixels=pixels.shape[1],
+      mib=settings.block_mib)
+  return cross_pair.LOGIT_SCALE * cross_pair.pair_scores(
+      words, pixels, relation=relation, is_word=is_word, is_pixel=is_pixel,
+      attend=plan_objective.make_attend(settings, stage=stage), rounds=settings.rounds,
+      block=block)
+
+
+def _joined(parts):
+  """Features of all batches, one after the other."""
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def _batches(rows: Iterable[tuple[np.ndarray, ...]], *, blank: tuple[np.ndarray, ...], size: int):

@@ -23,6 +23,7 @@ class Oracle:
   """
 
   image_size, grid = 56, (14, 14)
+  temperature, matches_words = 0.5, False
 
   def encode_images(self, images, *, count, names=(), label=''):
     del names, label
@@ -43,10 +44,6 @@ class Oracle:
     return shapes.TextFeatures(
         pooled=pooled, words=words, is_word=np.ones((len(texts), 1), bool),
         attention=words[..., 0], backbone=pooled)
-
-  def ensemble(self, texts):
-    mean = self.encode_texts(texts).pooled.mean(0)
-    return mean / np.linalg.norm(mean)
 
   def ground_pairs(self, images, texts, *, kind):
     del texts
@@ -198,12 +195,38 @@ def test_pictures_take_the_findings_in_turn():
   assert evaluation.choose_pictures([], count=6, seed=0) == []
 
 
+def _classes(**prompt_lists):
+  return [prompts.ClassPrompts(name=name, labels=(name,), positive=positive, negative=negative)
+          for name, (positive, negative) in prompt_lists.items()]
+
+
+def test_class_scores_are_ensembles_and_word_matches():
+  """Method (18): cosines over the temperature; words of positive prompts count, if trained."""
+  classes = _classes(effusion=(('effusion', 'an effusion'), ('no effusion',)), clear=(('clear',), ()))
+  pooled = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
+  images = [shapes.ImageFeatures(pooled=part, pixels=part[:, None], is_pixel=part[:, :1] > -1,
+                                 backbone=part) for part in (pooled[:2], pooled[2:])]
+  by_vectors = np.array([[1 - 0, 0], [0 - 1, 1], [0.6 - 0.8, 0.8]]) / 0.5
+  np.testing.assert_allclose(
+      evaluation.class_scores(Oracle(), images, classes=classes), by_vectors, atol=1e-6)
+
+  class WithWords(Oracle):
+    matches_words = True
+
+    def match(self, images, texts):
+      assert len(texts.pooled) == 3  # the positive prompts, in order
+      return images.pooled[:, :1] * np.array([1.0, 3.0, 5.0])
+
+  by_words = np.stack([np.log((np.exp(pooled[:, 0]) + np.exp(3 * pooled[:, 0])) / 2),
+                       5 * pooled[:, 0]], axis=1)
+  np.testing.assert_allclose(
+      evaluation.class_scores(WithWords(), images, classes=classes),
+      by_vectors + 0.3 * by_words, atol=1e-6)
+
+
 def test_unlabelled_images_are_left_out_and_counted():
-  entry = prompts.ClassPrompts(
-      name='Effusion', labels=('effusion',), positive=('effusion',), negative=())
-  vectors = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
   got = evaluation.zero_shot_figures(
-      Oracle(), vectors, classes=[entry], labels=[['Effusion'], ['Gout'], []],
-      patients=['a', 'b', 'c'], replicates=50)
+      np.array([[1.0], [0.0], [1.0]]), classes=_classes(effusion=(('effusion',), ())),
+      labels=[['Effusion'], ['Gout'], []], patients=['a', 'b', 'c'], replicates=50)
   assert got['unlabelled'] == 1 and got['labels_without_prompts'] == ['gout']
-  assert got['classes']['Effusion']['n'] == 2 and got['macro_auroc']['value'] == 1.0
+  assert got['classes']['effusion']['n'] == 2 and got['macro_auroc']['value'] == 1.0

@@ -90,6 +90,39 @@ def test_models_of_the_same_settings_compile_once(model, images):
   assert np.abs(other - model.embed_images(images)).max() > 1e-3
 
 
+def test_match_is_ten_times_the_pooled_word_region_cosines(model, images):
+  """Method (9) under the last stage's gate, written out word by word."""
+  features = model.encode_images(images, count=len(images))
+  texts = model.encode_texts(TEXTS)
+  got = model.match(features, texts)
+  assert got.shape == (5, 4) and model.matches_words
+  delta = np.asarray(model._variables['params']['relation'])
+  for i, j in [(1, 0), (4, 2)]:
+    pixels = features.pixels[i][features.is_pixel[i]]
+    terms = []
+    for word in texts.words[j][texts.is_word[j]]:
+      row = pixels @ (word + word @ delta)
+      row = (row - row.min()) / (row.max() - row.min())
+      edge = np.quantile(row, 0.85, method='lower')
+      weight = row / (1 + np.exp(-(row - edge) / 0.05))
+      region = weight @ pixels
+      terms.append(5 * word @ region / np.linalg.norm(region))
+    assert got[i, j] == pytest.approx(10 * np.log(np.exp(terms).sum()), abs=0.1)
+  # A batch holds four images; the fifth comes out the same alone.
+  alone = model.match(model.encode_images(images[4:], count=1), texts)
+  np.testing.assert_allclose(alone[0], got[4], atol=1e-3)
+  assert model.match(features, model.encode_texts([])).shape == (5, 0)
+
+
+def test_a_model_without_the_cross_pair_term_has_no_match(model, images):
+  for settings in ({'name': 'convirt'}, {'negatives': 'pair'}, {'cross_pair_weight': 0}):
+    without = inference.Model(
+        tiny.config(objective=settings), model.vocabulary, model._variables, batch_size=4)
+    assert not without.matches_words
+    with pytest.raises(inference.InferenceError, match='trained without matching words'):
+      without.match(model.encode_images(images[:1], count=1), model.encode_texts(TEXTS))
+
+
 def test_pooled_map_is_the_dot_product(model, images):
   features = model.encode_images(images[:1], count=1)
   phrase = model.encode_texts(TEXTS[:1])

@@ -20,7 +20,7 @@ PERCENTILE = functools.partial(
 
 relate = jax.jit(word_pixel.relate, static_argnames=('attend', 'rounds'))
 pair_scores = jax.jit(
-    cross_pair.pair_scores, static_argnames=('attend', 'rounds', 'sharpness', 'block'))
+    cross_pair.pair_scores, static_argnames=('attend', 'rounds', 'block'))
 
 
 def units(rng, *shape):
@@ -290,7 +290,7 @@ def test_pair_scores_equal_the_reference(attend, block):
 
   def blockwise(words, pixels, relation):
     scores = pair_scores(
-        words, pixels, relation=relation, rounds=1, sharpness=5.0, block=block, **kwargs)
+        words, pixels, relation=relation, rounds=1, block=block, **kwargs)
     return jnp.sum(jnp.sin(scores)), scores
 
   def reference(words, pixels, relation):
@@ -311,7 +311,7 @@ def test_pair_scores_of_empty_reports_and_blank_images():
   def total(words, pixels):
     scores = pair_scores(
         words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel,
-        attend=SOFT, rounds=2, sharpness=5.0, block=2)
+        attend=SOFT, rounds=2, block=2)
     return jnp.sum(scores), scores
 
   gradients, scores = jax.jit(jax.grad(total, (0, 1), has_aux=True))(words, pixels)
@@ -329,7 +329,7 @@ def test_blocks():
   with pytest.raises(ValueError, match='block=3 does not divide the 4 reports'):
     pair_scores(
         words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel,
-        attend=SOFT, rounds=1, sharpness=5.0, block=3)
+        attend=SOFT, rounds=1, block=3)
 
 
 def test_memory_stays_below_the_all_pairs_array():
@@ -340,7 +340,7 @@ def test_memory_stays_below_the_all_pairs_array():
   def total(words, pixels, block):
     return jnp.sum(pair_scores(
         words, pixels, relation=jnp.zeros((d, d)), is_word=np.ones((b, t), bool),
-        is_pixel=np.ones((b, p), bool), attend=SOFT, rounds=1, sharpness=5.0, block=block))
+        is_pixel=np.ones((b, p), bool), attend=SOFT, rounds=1, block=block))
 
   def temporaries(block):
     step = jax.jit(jax.grad(functools.partial(total, block=block), (0, 1)))

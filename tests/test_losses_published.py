@@ -131,7 +131,7 @@ def test_double_softmax_across_pairs_is_gloria(block):
   def loss(words, pixels):
     scores = 10 * cross_pair.pair_scores(
         words, pixels, relation=jnp.zeros((d, d)), is_word=is_word, is_pixel=is_pixel,
-        attend=attend, rounds=1, sharpness=5.0, block=block)
+        attend=attend, rounds=1, block=block)
     return 2 * contrastive.symmetric_cross_entropy(scores)
 
   value, (words_grad, pixels_grad) = jax.jit(

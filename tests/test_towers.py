@@ -146,8 +146,8 @@ def _torch_count(model) -> int:
 
 # Layouts as published, written out here independently of the tables under test.
 @pytest.mark.parametrize('variant, layout', [
-    (_IMAGE.RESNET_TINY, dict(embedding_size=32, hidden_sizes=[32, 64, 128, 256],
-                              depths=[2, 2, 2, 2], layer_type='basic')),
+    (_IMAGE.RESNET_TINY, dict(embedding_size=16, hidden_sizes=[32, 64, 128, 256],
+                              depths=[1, 1, 1, 1], layer_type='basic')),
     (_IMAGE.RESNET18, dict(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2],
                            layer_type='basic')),
     (_IMAGE.RESNET50, dict()),  # the default of transformers

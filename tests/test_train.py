@@ -29,6 +29,8 @@ TINY = [
     '--config.train.log_every=1', '--config.train.eval_every=20', '--config.train.eval_pairs=8',
     '--config.train.checkpoint_every=10', '--config.train.keep_newest=1',
     '--config.evaluation.max_pairs=16', '--config.evaluation.pictures=4',
+    '--config.stages.discover.share=0.2', '--config.stages.refine.share=0.3',
+    '--config.stages.focus.share=0.5',
 ]
 
 

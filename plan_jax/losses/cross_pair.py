@@ -10,6 +10,10 @@ from plan_jax.losses import word_pixel
 
 Array = shapes.Array
 
+# Of (9), as published by GLoRIA.
+WORD_SHARPNESS = 5.0
+LOGIT_SCALE = 10.0
+
 _COPIES = 6  # fp32 arrays of a block's size that its backward pass holds at once
 
 
@@ -32,12 +36,11 @@ def pair_scores(
     is_pixel: Bool[Array, 'i p'],
     attend: word_pixel.Attend,
     rounds: int,
-    sharpness: float,
     block: int,
 ) -> Float[Array, 'i j']:
   """Soft-region match of every report with every image, fp32, larger is better.
 
-  Z_ij = log sum_l exp(sharpness * cos(word l of report j, its region on image i)).
+  Z_ij = log sum_l exp(5 cos(word l of report j, its region on image i)).
   A report without words scores 0 with every image. Peak extra memory: about
   24 * block * i * t * p bytes; nothing of size [i, j, t, p] exists.
 
@@ -49,7 +52,6 @@ def pair_scores(
     is_pixel: real pixels.
     attend: similarities to weights, (4)-(6).
     rounds: of (17b).
-    sharpness: 5 in (9).
     block: reports handled at a time.
 
   Raises:
@@ -68,7 +70,7 @@ def pair_scores(
         is_pixel=is_pixel[None], attend=attend, rounds=rounds)
     cosine = jnp.einsum('jtd,jitd->jit', contrastive.unit(words), match.regions)
     return contrastive.masked_logsumexp(
-        sharpness * cosine, where=is_word[:, None], axis=-1)
+        WORD_SHARPNESS * cosine, where=is_word[:, None], axis=-1)
 
   # The backward pass computes a block again, but for its thresholds.
   score = jax.checkpoint(

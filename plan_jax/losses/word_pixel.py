@@ -117,13 +117,15 @@ def threshold(
 
   Source: method (16).
   """
+  # Before the branch: differentiated through, `cond` would keep what its branch computes.
+  scaled = jax.lax.stop_gradient(scaled)
   cells = jnp.maximum(jnp.sum(is_pixel, axis=-1), 1)[..., None, None]
   plain = jnp.broadcast_to(fixed + per_cell / cells, scaled.shape[:-1] + (1,))
   sigma = jax.lax.cond(
       percentile > 0,
       lambda: row_percentile(scaled, is_pixel=is_pixel, share=percentile),
       lambda: plain.astype(jnp.float32))
-  return checkpoint_name(jax.lax.stop_gradient(sigma), THRESHOLD)
+  return checkpoint_name(sigma, THRESHOLD)
 
 
 def salient_weights(

@@ -18,10 +18,6 @@ from plan_jax.losses import word_pixel
 
 Array = shapes.Array
 
-# Of (9), as published by GLoRIA.
-_WORD_SHARPNESS = 5.0
-_PAIR_SHARPNESS = 10.0
-
 
 def plan_loss(
     outputs: shapes.Outputs,
@@ -68,10 +64,7 @@ def plan_loss(
     raise ValueError(f'devices={devices} does not divide the batch of {len(batch.word_form)}')
   # Words of a blank image have nothing to be compared with.
   is_word = text.is_word & jnp.any(image.is_pixel, axis=-1, keepdims=True)
-  attend = functools.partial(
-      word_pixel.salient_weights,
-      gate_width=settings.gate_width if settings.gate is config.Gate.SOFT else 0.0,
-      **_sigma(stage))
+  attend = make_attend(settings, stage=stage)
   match = word_pixel.relate(
       text.words, image.pixels, relation=outputs.relation, is_word=is_word,
       is_pixel=image.is_pixel, attend=attend, rounds=settings.rounds)
@@ -120,7 +113,7 @@ def plan_loss(
     parts['pixel_word'] = _unless_zero(stage.pixel_word_weight, pixel_word)
     weights['pixel_word'] = settings.pixel_word_weight * stage.pixel_word_weight
 
-  if settings.negatives is not config.Negatives.PAIR and settings.cross_pair_weight:
+  if has_cross_pair(settings):
     parts['cross_pair'] = _cross_pair(
         outputs, is_word, attend=attend, settings=settings, devices=devices,
         replicate=replicate)
@@ -156,6 +149,21 @@ def plan_loss(
       total=sum(weights[name] * part for name, part in parts.items()),
       parts=parts,
       diagnostics=jax.lax.stop_gradient(diagnostics))
+
+
+def make_attend(
+    settings: config.Objective, *, stage: shapes.StageValues) -> word_pixel.Attend:
+  """(4)-(6) with the gate of `settings` and the threshold of `stage`."""
+  return functools.partial(
+      word_pixel.salient_weights,
+      gate_width=settings.gate_width if settings.gate is config.Gate.SOFT else 0.0,
+      **_sigma(stage))
+
+
+def has_cross_pair(settings: config.Objective) -> bool:
+  """Whether term (9) is trained, so that its scores mean something."""
+  return (settings.name is config.ObjectiveName.PLAN
+          and settings.negatives is not config.Negatives.PAIR and settings.cross_pair_weight > 0)
 
 
 def _sigma(stage: shapes.StageValues) -> dict[str, Array]:
@@ -218,11 +226,11 @@ def _cross_pair(
   reports, cells = words.shape[1], pixels.shape[2]
   scores = functools.partial(
       cross_pair.pair_scores, relation=outputs.relation, attend=attend,
-      rounds=settings.rounds, sharpness=_WORD_SHARPNESS,
+      rounds=settings.rounds,
       block=cross_pair.block_size(
           reports, images=reports * groups // devices, words=words.shape[2], pixels=cells,
           mib=settings.block_mib))
-  logits = _PAIR_SHARPNESS * jax.vmap(
+  logits = cross_pair.LOGIT_SCALE * jax.vmap(
       lambda words, pixels, is_word, is_pixel: scores(
           words, pixels, is_word=is_word, is_pixel=is_pixel))(
               words, pixels, is_word, is_pixel)
