@@ -16,7 +16,7 @@ run that stopped. Paths are relative to the repository.
   --config.data.records=DIR  records to train on, written by `python -m plan_jax.data.prepare`;
                            the demo makes its own
   --config.GROUP.KEY=VALUE any other setting, e.g. --config.optim.lr=1e-3
-  --phantom-pairs=N        demo only: how many phantoms to draw (default 7000)
+  --phantom-pairs=N        demo only: how many phantoms to draw (default 13000)
   --help                   this text
 
 Environment: PYTHON (interpreter), PLAN_JAX_VENV (where the environment is made, default .venv),
@@ -24,7 +24,7 @@ PLAN_JAX_PLATFORM (cpu, cuda12, cuda13 or tpu instead of what is detected).
 EOF
 }
 
-config=configs/demo.py workdir='' records='' pairs=7000
+config=configs/demo.py workdir='' records='' pairs=13000
 rest=()
 for option in "$@"; do
   case "$option" in
