@@ -53,5 +53,5 @@ if [ -z "$records" ] && [ "$name" = demo ]; then
     --preview "$workdir/phantoms.png"
 fi
 # exec: signals reach the training, which saves and stops.
-exec python -m plan_jax.train --config="$config" --workdir="$workdir" \
-  --config.data.records="$records" ${rest[@]+"${rest[@]}"}
+[ -z "$records" ] || rest+=("--config.data.records=$records")  # else the config's own
+exec python -m plan_jax.train --config="$config" --workdir="$workdir" ${rest[@]+"${rest[@]}"}

@@ -156,7 +156,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       images(), count=len(source.images), names=names, label='images')
   scores = evaluation.class_scores(model, features, classes=classes)
   found = evaluation.zero_shot_figures(
-      scores, classes=classes, labels=labels, patients=patients, seed=args.seed)
+      scores, classes=classes, labels=labels, patients=patients,
+      with_words=model.matches_words, seed=args.seed)
   result = {
       **found, 'checkpoint': str(args.checkpoint), 'data': str(source.name),
       'split': source.split, 'prompts': str(args.prompts), 'seed': args.seed,

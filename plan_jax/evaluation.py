@@ -56,15 +56,26 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Encoded:
-  """A split's examples with their features, computed once."""
+  """A split's examples with their features, computed once.
+
+  `reports` are those of the rows `reported`: an example may have no report.
+  """
 
   examples: Sequence[records_lib.Example]
   images: shapes.ImageFeatures
   reports: shapes.TextFeatures
+  reported: Sequence[int]
 
   @property
   def patients(self) -> list[str]:
     return [example.patient or example.id for example in self.examples]
+
+  def retrieval(self, **drawing) -> retrieval.Retrieval:
+    """Over the pairs that have a report."""
+    rows, patients = list(self.reported), self.patients
+    return retrieval.retrieval(
+        self.images.pooled[rows] @ self.reports.pooled.T, groups=[patients[k] for k in rows],
+        text_id=[_normal_text(self.examples[k].text) for k in rows], **drawing)
 
 
 def evaluate(
@@ -132,15 +143,13 @@ def evaluate(
       'grounding_margin': ground(margin, maps='words', margin=True),
       'grounding_pooled': ground(scores[inference.MapKind.POOLED], maps='pooled'),
       'grounding_centre': ground(centre, maps='centre'),
-      'retrieval': retrieval.retrieval(
-          data.images.pooled @ data.reports.pooled.T, groups=data.patients,
-          text_id=[_normal_text(example.text) for example in data.examples],
-          **drawing).as_json(),
+      'retrieval': data.retrieval(**drawing).as_json(),
   }
   if classes:
     results['zero_shot'] = zero_shot_figures(
         class_scores(model, [data.images], classes=classes), classes=classes,
-        patients=data.patients, labels=[example.labels for example in data.examples], **drawing)
+        with_words=model.matches_words, patients=data.patients,
+        labels=[example.labels for example in data.examples], **drawing)
   if out is not None:
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -169,9 +178,7 @@ def validate(
   data = _encode(model, directory, split='val', max_pairs=max_pairs, seed=0, progress=False)
   targets = [target for row, example in enumerate(data.examples)
              for target in phrase_targets(example, row=row)]
-  found = retrieval.retrieval(
-      data.images.pooled @ data.reports.pooled.T, groups=data.patients,
-      text_id=[_normal_text(example.text) for example in data.examples], replicates=1)
+  found = data.retrieval(replicates=1)
   both = (found.image_to_text, found.text_to_image)
   values = {
       f'val_retrieval_r{k}': float(np.mean([way.recall[k].value for way in both]))
@@ -196,8 +203,8 @@ def class_scores(
   Cosine with the positive prompts' ensemble, minus that with the negative prompts'
   where there are any, over the temperature. Where the model was trained with (9), plus
   how well the words of the positive prompts find their regions: log-mean-exp over the
-  prompts, since one fitting wording is enough. Negative prompts name what is absent, so
-  their words have no region to find.
+  prompts, since one fitting wording is enough. Negative prompts count by their vectors
+  alone: they mostly name what is absent, and such words have no region to find.
 
   Args:
     model: the towers.
@@ -235,12 +242,14 @@ def zero_shot_figures(
     classes: Sequence[prompts_lib.ClassPrompts],
     labels: Sequence[Sequence[str]],
     patients: Sequence[str],
+    with_words: bool,
     seed: int = 0,
     replicates: int = bootstrap.REPLICATES,
 ) -> dict[str, Any]:
   """Zero-shot figures of images with labels; images without any label are left out.
 
-  `scores` are those of `class_scores`. The result also says how many images were
+  `scores` are those of `class_scores`; `with_words`: the model's words are part of them
+  (a protocol of its own). The result also says how many images were
   left out, and which labels no class stands for.
   """
   normal = [{prompts_lib.normal_label(label) for label in row} for row in labels]
@@ -255,6 +264,7 @@ def zero_shot_figures(
   covered = {label for entry in classes for label in entry.labels}
   return {
       **found.as_json(),
+      'protocol': zero_shot.PROTOCOL + ('_words' if with_words else ''),
       'unlabelled': int((~labelled).sum()),
       'labels_without_prompts': sorted(set().union(*normal) - covered),
   }
@@ -335,18 +345,17 @@ def _encode(model, directory, *, split, max_pairs, seed, progress) -> _Encoded:
   if len(records) > max_pairs:
     chosen = np.sort(np.random.default_rng(seed).choice(len(records), max_pairs, replace=False))
   examples = [records[int(i)] for i in chosen]
-  for example in examples:
-    if not example.text.strip():
-      raise EvaluationError(
-          f'record {example.id!r} of split {split!r} has no report, so there is no retrieval; use '
-          'plan_jax.eval_zero_shot for images without reports')
+  reported = [k for k, example in enumerate(examples) if example.text.strip()]
+  if len(reported) < len(examples):
+    _note(progress, f'{len(examples) - len(reported)} of {len(examples)} pairs have no report: '
+          'they do not count in retrieval')
   images = model.encode_images(
       (example.image for example in examples), count=len(examples),
       names=[f'image of record {example.id!r}' for example in examples],
       label='images' if progress else '')
   reports = model.encode_texts(
-      [example.text for example in examples], name='report', label='reports' if progress else '')
-  return _Encoded(examples=examples, images=images, reports=reports)
+      [examples[k].text for k in reported], name='report', label='reports' if progress else '')
+  return _Encoded(examples=examples, images=images, reports=reports, reported=reported)
 
 
 def _maps(

@@ -1,6 +1,7 @@
 """Where a run's figures go: one live line, metrics.jsonl, TensorBoard."""
 
 import json
+import math
 from pathlib import Path
 import sys
 import time
@@ -41,7 +42,10 @@ class Writer:
 
   def write(self, step: int, values: Mapping[str, float | str]) -> None:
     """Adds one row; strings (the stage's name) go to the file only."""
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    # JSON knows no NaN; a step that is skipped for it reads null.
+    plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+             for name, value in values.items()}
+    self._file.write(json.dumps({'step': step, **plain}) + '\n')
     self._file.flush()
     for name, value in values.items():
       if not isinstance(value, str):

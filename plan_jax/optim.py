@@ -19,7 +19,9 @@ def learning_rate(settings: config.Optim, *, total_steps: int) -> optax.Schedule
 
 
 def make_optimizer(settings: config.Optim, *, total_steps: int) -> optax.GradientTransformation:
-  """AdamW on clipped gradients; biases, norms and scalars are not decayed.
+  """AdamW on clipped gradients; what has one axis or none (norms, most biases) is not decayed.
+
+  Biases of queries, keys and values have two axes (heads, width), so they are.
 
   Source: method.md, training defaults (after MGCA, NeurIPS'22).
   """

@@ -187,7 +187,7 @@ class _Run:
         {'params': state.params, 'batch_stats': state.batch_stats})
 
   def validate(self, state: step_lib.TrainState) -> dict[str, float]:
-    """Retrieval and grounding on the first `train.eval_pairs` validation pairs."""
+    """Retrieval and grounding on `train.eval_pairs` validation pairs, the same every time."""
     return evaluation.validate(
         self.model(state), self.config.data.records, max_pairs=self.config.train.eval_pairs)
 
@@ -196,6 +196,11 @@ class _Run:
     settings = self.config.evaluation
     out = self.workdir / 'eval'
     report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
+    print(f'checkpoint  {self.checkpoints.directory / str(int(state.step))}', flush=True)
+    if not len(records_lib.Records(self.config.data.records, 'test')):
+      print(f'the records have no test split, so there are no figures\n'
+            f'pictures    {self.workdir / "curves.png"}')
+      return
     print(f'evaluating on the test split (up to {settings.max_pairs} pairs)', flush=True)
     results = evaluation.evaluate(
         self.model(state), self.config.data.records, split='test', max_pairs=settings.max_pairs,
@@ -267,6 +272,11 @@ def parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except flags.Error as error:
     raise TrainingError(f'{error}; see --help') from error
+  except (SyntaxError, AttributeError, ImportError, KeyError, NameError) as error:
+    path = next((a.partition('=')[2] for a in argv if a.startswith('--config=')), '')
+    raise TrainingError(
+        f'--config={path}: cannot be used ({type(error).__name__}: {error}); a config is a Python '
+        'file with get_config(), such as those in configs/') from error
 
 
 def cli() -> None:
@@ -276,6 +286,9 @@ def cli() -> None:
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:  # inside the loop a signal is handled; see _StopSignal
+    print('\nstopped; the same command continues from the last checkpoint', file=sys.stderr)
+    sys.exit(130)
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise

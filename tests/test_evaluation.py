@@ -147,7 +147,7 @@ def test_validate_gives_plain_numbers(records):
   assert evaluation.validate(Oracle(), 'records', max_pairs=100) == {}
 
 
-def test_empty_split_empty_report_and_unknown_class_are_errors(records, prompt_file):
+def test_empty_split_and_unknown_class_are_errors(records, prompt_file):
   def run(prompts_file=None):
     evaluation.evaluate(
         Oracle(), 'records', split='test', max_pairs=9, prompts=prompts_file, progress=False)
@@ -155,12 +155,25 @@ def test_empty_split_empty_report_and_unknown_class_are_errors(records, prompt_f
   prompt_file.write_text('[Gout]\npositive = ["gout"]\n')
   with pytest.raises(prompts.PromptError, match=r"\[Gout\].*'gout'.*effusion, no finding"):
     run(prompt_file)
-  records[:] = [types.SimpleNamespace(**{**vars(records[0]), 'text': ' '})]
-  with pytest.raises(evaluation.EvaluationError, match="'r0'.*no report"):
-    run()
   records.clear()
   with pytest.raises(evaluation.EvaluationError, match="'test'.*no pairs"):
     run()
+
+
+def test_pairs_without_a_report_count_in_all_but_retrieval(records):
+  def figures():
+    return evaluation.evaluate(
+        Oracle(), 'records', split='test', max_pairs=99, replicates=20, progress=False)
+
+  full = figures()
+  for i in (0, 3):
+    records[i] = types.SimpleNamespace(**{**vars(records[i]), 'text': ' '})
+  got = figures()
+  assert got['retrieval']['candidates'] == 38 and got['pairs'] == 40
+  assert got['grounding'] == full['grounding']
+  assert 'val_retrieval_r1' in evaluation.validate(Oracle(), 'records', max_pairs=99)
+  records[:] = [types.SimpleNamespace(**{**vars(each), 'text': ''}) for each in records]
+  assert figures()['retrieval']['image_to_text']['r@1']['value'] is None
 
 
 def test_truth_is_the_union_of_masks_and_boxes_of_one_phrase():
@@ -227,6 +240,6 @@ def test_class_scores_are_ensembles_and_word_matches():
 def test_unlabelled_images_are_left_out_and_counted():
   got = evaluation.zero_shot_figures(
       np.array([[1.0], [0.0], [1.0]]), classes=_classes(effusion=(('effusion',), ())),
-      labels=[['Effusion'], ['Gout'], []], patients=['a', 'b', 'c'], replicates=50)
+      labels=[['Effusion'], ['Gout'], []], patients=['a', 'b', 'c'], with_words=False, replicates=50)
   assert got['unlabelled'] == 1 and got['labels_without_prompts'] == ['gout']
   assert got['classes']['effusion']['n'] == 2 and got['macro_auroc']['value'] == 1.0

@@ -20,7 +20,9 @@ B, T, P, D, GRID = 4, 6, 12, 8, (3, 4)
 SCHEDULE = stages.schedule(config.Stages(), total_steps=100)
 STEPS = (0, 40, 90)  # one of each stage
 # Compares with all other images: (15) then does not depend on the order of the batch.
-SETTINGS = config.Objective(reliability_images=B - 1)
+SETTINGS = config.Objective(
+    reliability_images=B - 1, word_region_weight=0.3, pixel_word_weight=0.5,
+    cross_pair_weight=0.7, refine_weight=0.9)
 LOCAL = ('word_region', 'pixel_word', 'cross_pair', 'refine')
 
 
@@ -112,9 +114,9 @@ def test_total_is_the_weighted_sum(healthy):
   for step, (terms, _) in zip(STEPS, healthy, strict=True):
     stage = SCHEDULE.values(step)
     part = {name: float(value) for name, value in terms.parts.items()}
-    expected = (part['global'] + part['word_region'] + part['cross_pair']
-                + stage.pixel_word_weight * part['pixel_word']
-                + stage.refine_weight * part['refine'])
+    expected = (part['global'] + 0.3 * part['word_region'] + 0.7 * part['cross_pair']
+                + 0.5 * stage.pixel_word_weight * part['pixel_word']
+                + 0.9 * stage.refine_weight * part['refine'])
     assert float(terms.total) == pytest.approx(expected, rel=1e-5)
     assert all(np.isfinite(value) for value in part.values())
 

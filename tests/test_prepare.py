@@ -165,6 +165,16 @@ def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch):
   assert _run(manifest, tmp_path / 'out') == 0
 
 
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+  def full(*_, **__):  # as ArrayRecord says it
+    raise RuntimeError('write() failed: No space left on device; writing x.tmp1')
+
+  monkeypatch.setattr(parts_lib, 'make', full)
+  assert prepare.main(['phantom', '--pairs', '2', '--workers', '1', '--out', str(tmp_path / 'o')]) == 2
+  message = capsys.readouterr().err
+  assert message.startswith('error: ') and 'no space left' in message and message.count('\n') == 1
+
+
 def test_pictures_are_resized_by_area_and_never_up(tmp_path):
   source = tmp_path / 'in'
   large = np.kron(_picture(0, width=30, height=20) // 4 * 2 + 60, np.ones((4, 4), np.uint8))

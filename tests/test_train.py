@@ -31,6 +31,9 @@ TINY = [
     '--config.evaluation.max_pairs=16', '--config.evaluation.pictures=4',
     '--config.stages.discover.share=0.2', '--config.stages.refine.share=0.3',
     '--config.stages.focus.share=0.5',
+    # All terms and the teacher's own weights: resuming must bring back everything.
+    '--config.objective.teacher=ema', '--config.objective.word_region_weight=0.3',
+    '--config.objective.pixel_word_weight=0.5',
 ]
 
 
@@ -192,6 +195,21 @@ def test_refusals_name_the_thing_and_the_fix(straight, records, tmp_path):
   assert '--workdir' in refused(records, blocked / 'run')
   another = refused(records, straight[0], train={'batch_size': 8})
   assert 'config.train.batch_size = 8 (checkpoint: 4)' in another and '--workdir' in another
+
+
+@pytest.mark.parametrize('source, part', [
+    ('def get_config(:', 'SyntaxError'), ('LR = 1', 'get_config'), ('import absent_package', 'absent_package'),
+    ('from plan_jax import config\ndef get_config():\n  c = config.defaults()\n  c.optimm.lr = 1\n'
+     '  return c', 'optimm'),
+])
+def test_a_broken_config_file_is_named(source, part, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(source)
+  before = train.flags.FLAGS
+  with pytest.raises(train.TrainingError, match='mine.py.*cannot be used') as error:
+    train.parse(['train', f'--config={path}', f'--workdir={tmp_path}'])
+  assert part in str(error.value)
+  before.unparse_flags()
 
 
 @pytest.mark.parametrize('options, parts', [

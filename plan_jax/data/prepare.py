@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = _parser().parse_args(arguments)
   try:
     return options.run(options)
-  except (errors.UserError, tokenize.TokenizerError) as error:
+  except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   except writer.RejectedError as error:
@@ -225,7 +225,8 @@ def _run_phantom(options: argparse.Namespace) -> int:
           about={
               'kind': 'phantom',
               'image_size': options.size,
-              'source': {'pairs': options.pairs, 'seed': options.seed},
+              'source': {'pairs': options.pairs, 'seed': options.seed,
+                         'drawing': phantom.VERSION},
           }),
       options=write_options)
   _print_card(card, options.out)

@@ -7,6 +7,7 @@ interruptions nor on the number of workers.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -248,6 +249,12 @@ def _disk_errors(directory: pathlib.Path) -> Iterator[None]:
     raise WriteError(
         f'cannot write to --out {directory}: {error.strerror or error}; check permissions and '
         'free space, or give another directory.') from error
+  except RuntimeError as error:  # so ArrayRecord says it
+    if os.strerror(errno.ENOSPC) not in str(error):
+      raise
+    raise WriteError(
+        f'cannot write to --out {directory}: no space left on the disk; free some and run the '
+        'same command again, what is finished is kept.') from error
 
 
 def _plain(reject: rows_lib.Reject) -> dict[str, Any]:

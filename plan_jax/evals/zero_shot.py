@@ -10,7 +10,7 @@ from sklearn import metrics as sklearn_metrics
 
 from plan_jax.evals import bootstrap
 
-PROTOCOL = 'zero_shot/prompt_ensemble_auroc'
+PROTOCOL = 'zero_shot/prompt_ensemble_auroc'  # '_words' is added where words count as well
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

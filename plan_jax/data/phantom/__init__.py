@@ -11,6 +11,7 @@ from plan_jax.data.phantom import report
 from plan_jax.data.phantom import sheet
 
 CLASSES = latent.CLASSES
+VERSION = 2  # of the drawing and the words: raise it with every change of either
 
 
 def example(index: int, *, seed: int, size: int) -> records.Example:
