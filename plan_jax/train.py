@@ -196,10 +196,10 @@ class _Run:
     settings = self.config.evaluation
     out = self.workdir / 'eval'
     report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
-    print(f'checkpoint  {self.checkpoints.directory / str(int(state.step))}', flush=True)
+    saved = self.checkpoints.directory / str(int(state.step))
     if not len(records_lib.Records(self.config.data.records, 'test')):
-      print(f'the records have no test split, so there are no figures\n'
-            f'pictures    {self.workdir / "curves.png"}')
+      print(f'the records have no test split, so there are no figures\n\n'
+            f'checkpoint  {saved}\npictures    {self.workdir / "curves.png"}')
       return
     print(f'evaluating on the test split (up to {settings.max_pairs} pairs)', flush=True)
     results = evaluation.evaluate(
@@ -208,7 +208,7 @@ class _Run:
     print(evaluation.table(results))
     pictures = [path for path in (out / 'grounding.png', self.workdir / 'curves.png')
                 if path.exists()]  # without phrases there is nothing to ground
-    print(f'\ncheckpoint  {self.checkpoints.directory / str(int(state.step))}\n'
+    print(f'\ncheckpoint  {saved}\n'
           f'figures     {out / "metrics.json"}\n'
           f'pictures    {", ".join(map(str, pictures))}')
 
