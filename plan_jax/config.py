@@ -48,11 +48,24 @@ class Relation(enum.StrEnum):
   LEARNED = 'learned'
 
 
+class PixelHead(enum.StrEnum):
+  """What projects the pixels: a head of their own, or that of the pooled image.
+
+  `global` is how a model trained on pooled vectors alone (ConVIRT) is asked for maps.
+  """
+
+  LOCAL = 'local'
+  GLOBAL = 'global'
+
+
 class ObjectiveName(enum.StrEnum):
-  """Training objectives: PLAN (reconstructed), ConVIRT (global term only)."""
+  """Training objectives: PLAN (reconstructed), and the baselines."""
 
   PLAN = 'plan'
   CONVIRT = 'convirt'
+  SPARC = 'sparc'
+  GLORIA = 'gloria'
+  MGCA = 'mgca'
 
 
 class Gate(enum.StrEnum):
@@ -128,6 +141,7 @@ class Model:
 
   image: ImageVariant = ImageVariant.RESNET50
   pixel_stage: int = 3  # ResNet stage whose map gives the pixels: 2, 3 or 4
+  pixel_head: PixelHead = PixelHead.LOCAL
   text: TextVariant = TextVariant.BERT_BASE
   dropout: float = 0.1  # in the text tower
   joint_dim: int = 128
@@ -138,7 +152,10 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-  """Which loss, with the switches of docs/method.md."""
+  """Which loss, with the switches of docs/method.md.
+
+  The baselines read `negatives` and `block_mib` (GLoRIA) and nothing else.
+  """
 
   name: ObjectiveName = ObjectiveName.PLAN
   gate: Gate = Gate.SOFT
@@ -335,6 +352,9 @@ def _validate(config: Config) -> None:
   require(data.threads >= 1, 'data.threads', 'must be at least 1')
   require(0 < data.augment.min_area <= 1, 'data.augment.min_area', 'must lie in (0, 1]')
   require(model.pixel_stage in (2, 3, 4), 'model.pixel_stage', 'must be 2, 3 or 4')
+  is_vit = str(model.image).startswith('vit')
+  require(model.pixel_head is PixelHead.LOCAL or is_vit or model.pixel_stage == 4,
+          'model.pixel_stage', "must be 4 with model.pixel_head = 'global', which reads the last map")
   require(0 <= model.dropout < 1, 'model.dropout', 'must lie in [0, 1)')
   require(model.joint_dim >= 1, 'model.joint_dim', 'must be at least 1')
   require(model.temperature > 0, 'model.temperature', 'must be positive')

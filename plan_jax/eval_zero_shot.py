@@ -27,6 +27,7 @@ from plan_jax import prompts as prompts_lib
 from plan_jax.data import columns
 from plan_jax.data import manifest as manifest_lib
 from plan_jax.data import records as records_lib
+from plan_jax.tasks import zero_shot
 
 RESULT_NAME = 'zero_shot.json'
 
@@ -154,8 +155,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   features = model.image_batches(
       images(), count=len(source.images), names=names, label='images')
-  scores = evaluation.class_scores(model, features, classes=classes)
-  found = evaluation.zero_shot_figures(
+  scores = zero_shot.class_scores(model, features, classes=classes)
+  found = zero_shot.figures(
       scores, classes=classes, labels=labels, patients=patients,
       with_words=model.matches_words, seed=args.seed)
   result = {

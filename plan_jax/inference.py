@@ -1,14 +1,12 @@
 """A trained model for use: vectors of images and texts, and grounding maps."""
 
-import enum
 import functools
 import os
 import sys
 from typing import Any, Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 import tqdm
 
@@ -22,24 +20,15 @@ from plan_jax.data import augment
 from plan_jax.data import decode
 from plan_jax.data import tokenize
 from plan_jax.evals import grounding
-from plan_jax.losses import cross_pair
-from plan_jax.losses import terms
-from plan_jax.losses import word_pixel
 from plan_jax.models import plan as plan_model
-from plan_jax.objectives import plan as plan_objective
+from plan_jax.models import resnet
+from plan_jax.objectives import matching
 
 Image = str | os.PathLike[str] | bytes | np.ndarray
 
 
 class InferenceError(errors.UserError):
   """An image, a text or a platform that cannot be used; the message names it."""
-
-
-class MapKind(enum.StrEnum):
-  """Grounding maps of method (18): by the words, or by the phrase's pooled vector."""
-
-  WORDS = 'words'
-  POOLED = 'pooled'
 
 
 class Model:
@@ -67,7 +56,7 @@ class Model:
     self.temperature = float(
         np.exp(variables['params']['log_temperature']) if config.model.learn_temperature
         else config.model.temperature)  # tau_g of (2)
-    self.matches_words = plan_objective.has_cross_pair(config.objective)  # see `match`
+    self.matches_words = matching.matches_across_pairs(config.objective)  # see `match`
     self._last_stage = stages.schedule(
         config.stages, total_steps=config.train.steps).values(config.train.steps - 1)
     self._variables = variables
@@ -100,7 +89,7 @@ class Model:
     return self.embed_images(images) @ self.embed_texts(texts).T
 
   def ground(
-      self, image: Image, phrase: str, *, kind: MapKind | str = MapKind.WORDS,
+      self, image: Image, phrase: str, *, kind: matching.MapKind | str = matching.MapKind.REGIONS,
       smoothing: float = grounding.SMOOTHING,
   ) -> Float[np.ndarray, 'h w']:
     """Where the phrase is in the image: larger is more likely.
@@ -108,8 +97,8 @@ class Model:
     Args:
       image: one image.
       phrase: what to look for, such as 'left pleural effusion'.
-      kind: 'words' (weighted sum over words, 0..1) or 'pooled' (cosine with the
-        phrase's vector).
+      kind: 'regions' (weights of the words' regions), 'words' (their similarities, each
+        word's from 0 to 1) or 'pooled' (cosine with the phrase's vector).
       smoothing: Gaussian sigma in grid cells; the evaluation's unless given.
 
     Returns:
@@ -117,15 +106,15 @@ class Model:
       out has the map's minimum.
     """
     try:
-      kind = MapKind(kind)
+      kind = matching.MapKind(kind)
     except ValueError:
-      choices = ', '.join(repr(str(choice)) for choice in MapKind)
+      choices = ', '.join(repr(str(choice)) for choice in matching.MapKind)
       raise InferenceError(f'kind={kind!r}: must be one of {choices}') from None
     if not isinstance(phrase, str):
       raise InferenceError(f'phrase is {type(phrase).__name__}, not a text; give one str')
     pixels = read_image(image, name='image')
     texts = self.encode_texts([phrase], name='phrase')
-    if kind is MapKind.WORDS and not texts.is_word.any():
+    if kind is not matching.MapKind.POOLED and not texts.is_word.any():
       raise InferenceError(
           "the phrase holds no words, only punctuation; name a finding, or use kind='pooled'")
     grid_map = self.ground_pairs(self.encode_images([pixels], count=1), texts, kind=kind)
@@ -151,7 +140,23 @@ class Model:
       names: what an error calls them; position unless given.
       label: shows progress under this name.
     """
+    return self._framed('encode_image', images, count=count, names=names, label=label)
 
+  def image_maps(
+      self, images: Iterable[Image], *, count: int, names: Sequence[str] = (), label: str = '',
+  ) -> resnet.Maps:
+    """The tower's own maps of `count` images, float16 (NumPy), for heads on frozen features.
+
+    Arguments as in `image_batches`; `models.plan.encode_maps` says which maps. A 128-pixel
+    image takes 120 kB with a tiny ResNet, a 224-pixel one 3 MB with a ResNet-50.
+    """
+    largest = float(np.finfo(np.float16).max)
+    return _joined([
+        part.replace(stages=tuple(
+            np.clip(stage, -largest, largest).astype(np.float16) for stage in part.stages))
+        for part in self._framed('encode_maps', images, count=count, names=names, label=label)])
+
+  def _framed(self, method: str, images, *, count: int, names: Sequence[str], label: str):
     def rows():
       for i, image in enumerate(images):
         name = names[i] if names else f'image {i}'
@@ -159,7 +164,7 @@ class Model:
 
     size = self.image_size
     blank = (np.zeros((size, size), np.uint8), np.array([0, 0, size, size], np.int32))
-    return self._encoded('encode_image', rows(), blank=blank, count=count, label=label)
+    return self._encoded(method, rows(), blank=blank, count=count, label=label)
 
   def encode_texts(
       self, texts: Sequence[str], *, name: str = 'text', label: str = '',
@@ -180,24 +185,26 @@ class Model:
     return _joined(self._encoded('encode_text', rows, blank=blank, count=len(texts), label=label))
 
   def ground_pairs(
-      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures, *, kind: MapKind,
+      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures, *, kind: matching.MapKind,
   ) -> Float[np.ndarray, 'n h w']:
     """Grid map of text n on image n. Padding has the map's minimum.
 
     Source: method (18).
     """
-    if kind is MapKind.POOLED:
+    if kind is matching.MapKind.POOLED:
       maps = np.einsum('npd,nd->np', images.pixels, texts.pooled)
     else:
-      maps = self._word_maps(images, texts)
+      maps = self._by_words(matching.phrase_map, images, texts, kind=kind)
     lowest = np.where(images.is_pixel, maps, np.inf).min(axis=1, keepdims=True, initial=np.inf)
     lowest = np.where(np.isfinite(lowest), lowest, 0)
     return np.where(images.is_pixel, maps, lowest).astype(np.float32).reshape(-1, *self.grid)
 
   def match(
-      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures,
+      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures, *, label: str = '',
   ) -> Float[np.ndarray, 'n m']:
     """How well the words of text m find their regions in image n: 10 Z of method (9), logits.
+
+    `label` shows progress under this name.
 
     Raises:
       InferenceError: the model was trained without (9).
@@ -209,14 +216,18 @@ class Model:
           f'{self.config.objective.cross_pair_weight:g}); use similarity()')
     if not len(texts.words):
       return np.zeros((len(images.pixels), 0), np.float32)
-    columns = (images.pixels, images.is_pixel)
+    settings = self.config.objective
+    words = matching.local_words(settings, texts)
+    columns = (matching.local_pixels(settings, images), images.is_pixel)
     blank = tuple(np.zeros(column.shape[1:], column.dtype) for column in columns)
     parts = []
-    for batch, real in _batches(zip(*columns), blank=blank, size=self._shape(len(columns[0]))):
-      logits = _match(
-          self._relation, texts.words, texts.is_word, *batch, stage=self._last_stage,
-          settings=self.config.objective)
-      parts.append(jax.device_get(logits)[:real])
+    with _progress(label, total=len(columns[0])) as bar:
+      for batch, real in _batches(zip(*columns), blank=blank, size=self._shape(len(columns[0]))):
+        logits = matching.match_logits(
+            self._relation, words, texts.is_word, *batch, stage=self._last_stage,
+            settings=settings)
+        parts.append(jax.device_get(logits)[:real])
+        bar.update(real)
     return np.concatenate(parts)
 
   @property
@@ -225,22 +236,29 @@ class Model:
     params = self._variables['params']
     return params['relation'] if 'relation' in params else np.zeros((dim, dim), np.float32)
 
-  def _word_maps(
-      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures,
-  ) -> Float[np.ndarray, 'n p']:
-    by_attention = (
-        self.config.objective.term_weights is config_lib.TermWeights.ATTENTION)
-    columns = (texts.words, texts.is_word, texts.attention, images.pixels, images.is_pixel)
+  def word_maps(
+      self, images: shapes.ImageFeatures, texts: shapes.TextFeatures, *, kind: matching.MapKind,
+  ) -> tuple[Float[np.ndarray, 'n t p'], Float[np.ndarray, 'n t']]:
+    """The map of each word of text n on image n, 0 in padding, and the words' weights.
+
+    The phrase's map is the weighted sum; `kind` is WORDS or REGIONS.
+    """
+    return self._by_words(matching.word_maps, images, texts, kind=kind)
+
+  def _by_words(self, function, images, texts, *, kind):
+    settings = self.config.objective
+    columns = (matching.local_words(settings, texts), texts.is_word, texts.attention,
+               matching.local_pixels(settings, images), images.is_pixel)
     blank = tuple(np.zeros(column.shape[1:], column.dtype) for column in columns)
     parts = []
     for batch, real in _batches(zip(*columns), blank=blank, size=self._shape(len(columns[0]))):
-      maps = _word_map(self._relation, *batch, by_attention=by_attention)
-      parts.append(jax.device_get(maps)[:real])
-    return np.concatenate(parts)
+      found = function(
+          self._relation, *batch, stage=self._last_stage, settings=settings, kind=kind)
+      parts.append(jax.tree.map(lambda x, end=real: x[:end], jax.device_get(found)))
+    return _joined(parts)
 
   def _encoded(self, method: str, rows, *, blank, count: int, label: str):
-    with tqdm.tqdm(total=count, desc=label, disable=not label, file=sys.stdout,
-                   mininterval=0.5 if sys.stdout.isatty() else 5) as bar:
+    with _progress(label, total=count) as bar:
       for batch, real in _batches(rows, blank=blank, size=self._shape(count)):
         features = jax.device_get(
             _encode(self._variables, *batch, tower=self._tower, method=method))
@@ -303,45 +321,9 @@ def _encode(variables, *batch, tower, method):
   return tower.apply(variables, *batch, train=False, method=method)
 
 
-@functools.partial(jax.jit, static_argnames='by_attention')
-def _word_map(
-    relation: Float[jax.Array, 'd d'],
-    words: Float[jax.Array, 'b t d'],
-    is_word: Bool[jax.Array, 'b t'],
-    attention: Float[jax.Array, 'b t'],
-    pixels: Float[jax.Array, 'b p d'],
-    is_pixel: Bool[jax.Array, 'b p'],
-    *,
-    by_attention: bool,
-) -> Float[jax.Array, 'b p']:
-  """sum_l omega_l S^_{l,p} of method (18), by (3), (4) and (10)."""
-  similarity = jnp.einsum('btd,bpd->btp', words + words @ relation, pixels)
-  scaled = word_pixel.min_max(similarity, is_pixel=is_pixel)
-  if by_attention:
-    omega = terms.attention_weights(attention, is_word=is_word)
-  else:
-    omega = terms.uniform_weights(is_word)
-  return jnp.einsum('bt,btp->bp', omega, scaled)
-
-
-@functools.partial(jax.jit, static_argnames='settings')
-def _match(
-    relation: Float[jax.Array, 'd d'],
-    words: Float[jax.Array, 'j t d'],
-    is_word: Bool[jax.Array, 'j t'],
-    pixels: Float[jax.Array, 'i p d'],
-    is_pixel: Bool[jax.Array, 'i p'],
-    *,
-    stage: shapes.StageValues,
-    settings: config_lib.Objective,
-) -> Float[jax.Array, 'i j']:
-  block = cross_pair.block_size(
-      len(words), images=len(pixels), words=words.shape[1], pixels=pixels.shape[1],
-      mib=settings.block_mib)
-  return cross_pair.LOGIT_SCALE * cross_pair.pair_scores(
-      words, pixels, relation=relation, is_word=is_word, is_pixel=is_pixel,
-      attend=plan_objective.make_attend(settings, stage=stage), rounds=settings.rounds,
-      block=block)
+def _progress(label: str, *, total: int) -> tqdm.tqdm:
+  return tqdm.tqdm(total=total, desc=label, disable=not label, file=sys.stdout,
+                   mininterval=0.5 if sys.stdout.isatty() else 5)
 
 
 def _joined(parts):

@@ -44,13 +44,17 @@ class ImageFeatures:
   """What the image tower and its heads say of each image.
 
   `pooled` and `pixels` are unit vectors in the joint space (a blank image and a
-  padding pixel are zero vectors); pixels are in row-major order of the grid. `backbone` is the pooled feature
-  before projection (for linear probes).
+  padding pixel are zero vectors); pixels are in row-major order of the grid.
+  `pixel_norm` is what normalisation took away. `attention` is the last layer's
+  [CLS]->pixel attention: mean over heads, no gradient, 0 for padding; uniform for a
+  ResNet. `backbone` is the pooled feature before projection (for linear probes).
   """
 
   pooled: Float[Array, 'b d']
   pixels: Float[Array, 'b p d']
+  pixel_norm: Float[Array, 'b p']
   is_pixel: Bool[Array, 'b p']
+  attention: Float[Array, 'b p']
   backbone: Float[Array, 'b c']
 
 
@@ -59,12 +63,14 @@ class TextFeatures:
   """What the text tower and its heads say of each report.
 
   `pooled` and `words` are unit vectors in the joint space (a padding word is the
-  zero vector). `attention` is the last layer's [CLS]->word attention: mean over
-  heads, summed over the pieces of a word, no gradient, 0 for padding.
+  zero vector). `word_norm` is what normalisation took away. `attention` is the last
+  layer's [CLS]->word attention: mean over heads, summed over the pieces of a word, no
+  gradient, 0 for padding.
   """
 
   pooled: Float[Array, 'b d']
   words: Float[Array, 'b t d']
+  word_norm: Float[Array, 'b t']
   is_word: Bool[Array, 'b t']
   attention: Float[Array, 'b t']
   backbone: Float[Array, 'b c']
@@ -75,13 +81,14 @@ class Outputs:
   """Everything an objective may use of one forward pass.
 
   `relation` is Delta of method equation (3), zero when the relation is cosine;
-  `temperature` is tau_g of (2).
+  `temperature` is tau_g of (2); `prototypes` are MGCA's, none for the other objectives.
   """
 
   image: ImageFeatures
   text: TextFeatures
   relation: Float[Array, 'd d']
   temperature: Float[Array, '']
+  prototypes: Float[Array, 'k d']
 
 
 @struct.dataclass

@@ -13,8 +13,12 @@ from plan_jax import mesh as mesh_lib
 from plan_jax import optim
 from plan_jax import shapes
 from plan_jax.models import plan as plan_model
+from plan_jax.models import vit
 from plan_jax.objectives import convirt
+from plan_jax.objectives import gloria
+from plan_jax.objectives import mgca
 from plan_jax.objectives import plan
+from plan_jax.objectives import sparc
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[['TrainState', shapes.Batch, shapes.StageValues], tuple['TrainState', Metrics]]
@@ -56,6 +60,7 @@ def build_model(config: config_lib.Config, *, vocab_size: int) -> plan_model.Pla
       vocab_size=vocab_size,
       max_pieces=config.data.max_pieces,
       dtype=compute_dtype(config.train.precision),
+      prototypes=mgca.PROTOTYPES if config.objective.name is config_lib.ObjectiveName.MGCA else 0,
   )
 
 
@@ -113,6 +118,9 @@ def make_train_step(
   schedule = optim.learning_rate(config.optim, total_steps=config.train.steps)
   everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
 
+  def replicate(x):
+    return jax.lax.with_sharding_constraint(x, everywhere)
+
   def train_step(state, batch, stage):
     key = jax.random.fold_in(state.key, state.step)
     dropout_key, text_key, objective_key = jax.random.split(key, 3)
@@ -121,8 +129,9 @@ def make_train_step(
       variables = {'params': params, 'batch_stats': state.batch_stats}
       outputs, updates = model.apply(
           variables, batch, train=True, rngs={'dropout': dropout_key}, mutable=['batch_stats'])
-      if settings.name == config_lib.ObjectiveName.CONVIRT:
-        return convirt.convirt_loss(outputs), updates
+      if settings.name is not config_lib.ObjectiveName.PLAN:
+        return _baseline_loss(
+            outputs, config=config, devices=mesh.size, replicate=replicate), updates
 
       def short_text(keep):
         text, _ = model.apply(
@@ -142,8 +151,7 @@ def make_train_step(
 
       terms = plan.plan_loss(
           outputs, batch, teacher=teach(), stage=stage, settings=settings, grid=grid,
-          rng=objective_key, short_text=short_text, devices=mesh.size,
-          replicate=lambda x: jax.lax.with_sharding_constraint(x, everywhere))
+          rng=objective_key, short_text=short_text, devices=mesh.size, replicate=replicate)
       return terms, updates
 
     def total(params):
@@ -182,6 +190,19 @@ def make_train_step(
       in_shardings=(everywhere, rows, everywhere),
       out_shardings=everywhere,
   )
+
+
+def _baseline_loss(outputs, *, config, devices, replicate) -> shapes.Terms:
+  match config.objective.name:
+    case config_lib.ObjectiveName.CONVIRT:
+      return convirt.convirt_loss(outputs)
+    case config_lib.ObjectiveName.SPARC:
+      return sparc.sparc_loss(outputs)
+    case config_lib.ObjectiveName.GLORIA:
+      return gloria.gloria_loss(
+          outputs, settings=config.objective, devices=devices, replicate=replicate)
+    case config_lib.ObjectiveName.MGCA:
+      return mgca.mgca_loss(outputs, renormalise=config.model.image not in vit.VARIANTS)
 
 
 def _uses_ema(settings: config_lib.Objective) -> bool:

@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 
 from plan_jax import evaluation
-from plan_jax import inference
 from plan_jax import prompts
 from plan_jax import shapes
 from plan_jax.data import records as records_lib
+from plan_jax.objectives import matching
+from plan_jax.tasks import examples as examples_lib
+from plan_jax.tasks import zero_shot
 
 CLASSES = ('effusion', 'no finding')
+
+
+def _image_features(pooled, pixels):
+  ones = np.ones(pixels.shape[:2], np.float32)
+  return shapes.ImageFeatures(
+      pooled=pooled, pixels=pixels, is_pixel=ones > 0, pixel_norm=ones, attention=ones,
+      backbone=pooled)
 
 
 class Oracle:
@@ -33,8 +42,7 @@ class Oracle:
     has = (frames > 150).mean((1, 2)) > 0.01
     pooled = np.stack([has, ~has], 1).astype(np.float32)
     pixels = cells.reshape(count, -1, 1).astype(np.float32)
-    return shapes.ImageFeatures(
-        pooled=pooled, pixels=pixels, is_pixel=np.ones(pixels.shape[:2], bool), backbone=pooled)
+    return _image_features(pooled, pixels)
 
   def encode_texts(self, texts, *, name='text', label=''):
     del name, label
@@ -43,11 +51,11 @@ class Oracle:
     words = np.zeros((len(texts), 1, 2), np.float32)
     return shapes.TextFeatures(
         pooled=pooled, words=words, is_word=np.ones((len(texts), 1), bool),
-        attention=words[..., 0], backbone=pooled)
+        word_norm=words[..., 0], attention=words[..., 0], backbone=pooled)
 
   def ground_pairs(self, images, texts, *, kind):
     del texts
-    sign = 1 if kind is inference.MapKind.WORDS else -1
+    sign = -1 if kind is matching.MapKind.POOLED else 1
     return sign * images.pixels.reshape(-1, 14, 14)
 
 
@@ -130,7 +138,7 @@ def test_evaluate_without_prompts_or_phrases(records):
 
 def test_the_draw_is_seeded(records):
   def pairs(seed):
-    data = evaluation._encode(
+    data = examples_lib.encode(
         Oracle(), 'records', split='test', max_pairs=10, seed=seed, progress=False)
     return [example.id for example in data.examples]
 
@@ -156,7 +164,7 @@ def test_empty_split_and_unknown_class_are_errors(records, prompt_file):
   with pytest.raises(prompts.PromptError, match=r"\[Gout\].*'gout'.*effusion, no finding"):
     run(prompt_file)
   records.clear()
-  with pytest.raises(evaluation.EvaluationError, match="'test'.*no pairs"):
+  with pytest.raises(examples_lib.EvaluationError, match="'test'.*no pairs"):
     run()
 
 
@@ -189,7 +197,7 @@ def test_truth_is_the_union_of_masks_and_boxes_of_one_phrase():
               text='an area', category='x', boxes=boxes,
               mask=cv2.imencode('.png', mask)[1].tobytes()),
           records_lib.Phrase(text='another', category='y', boxes=boxes)))
-  targets = list(evaluation.phrase_targets(example, row=3))
+  targets = list(examples_lib.phrase_targets(example, row=3))
   assert [target.category for target in targets] == ['x', 'y']
   assert targets[0].row == 3 and targets[0].truth.shape == (224, 224)
   expected = np.zeros((256, 256), bool)
@@ -217,11 +225,10 @@ def test_class_scores_are_ensembles_and_word_matches():
   """Method (18): cosines over the temperature; words of positive prompts count, if trained."""
   classes = _classes(effusion=(('effusion', 'an effusion'), ('no effusion',)), clear=(('clear',), ()))
   pooled = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
-  images = [shapes.ImageFeatures(pooled=part, pixels=part[:, None], is_pixel=part[:, :1] > -1,
-                                 backbone=part) for part in (pooled[:2], pooled[2:])]
+  images = [_image_features(part, part[:, None]) for part in (pooled[:2], pooled[2:])]
   by_vectors = np.array([[1 - 0, 0], [0 - 1, 1], [0.6 - 0.8, 0.8]]) / 0.5
   np.testing.assert_allclose(
-      evaluation.class_scores(Oracle(), images, classes=classes), by_vectors, atol=1e-6)
+      zero_shot.class_scores(Oracle(), images, classes=classes), by_vectors, atol=1e-6)
 
   class WithWords(Oracle):
     matches_words = True
@@ -233,12 +240,12 @@ def test_class_scores_are_ensembles_and_word_matches():
   by_words = np.stack([np.log((np.exp(pooled[:, 0]) + np.exp(3 * pooled[:, 0])) / 2),
                        5 * pooled[:, 0]], axis=1)
   np.testing.assert_allclose(
-      evaluation.class_scores(WithWords(), images, classes=classes),
+      zero_shot.class_scores(WithWords(), images, classes=classes),
       by_vectors + 0.3 * by_words, atol=1e-6)
 
 
 def test_unlabelled_images_are_left_out_and_counted():
-  got = evaluation.zero_shot_figures(
+  got = zero_shot.figures(
       np.array([[1.0], [0.0], [1.0]]), classes=_classes(effusion=(('effusion',), ())),
       labels=[['Effusion'], ['Gout'], []], patients=['a', 'b', 'c'], with_words=False, replicates=50)
   assert got['unlabelled'] == 1 and got['labels_without_prompts'] == ['gout']

@@ -16,6 +16,7 @@ from plan_jax.data import augment
 from plan_jax.data import images as images_lib
 from plan_jax.data import rows
 from plan_jax.data import tokenize
+from plan_jax.objectives import matching
 
 TEXTS = ['small left pleural effusion', 'no acute cardiopulmonary abnormality',
          'right lower lobe opacity, no effusion', 'the heart is enlarged']
@@ -126,7 +127,7 @@ def test_a_model_without_the_cross_pair_term_has_no_match(model, images):
 def test_pooled_map_is_the_dot_product(model, images):
   features = model.encode_images(images[:1], count=1)
   phrase = model.encode_texts(TEXTS[:1])
-  got = model.ground_pairs(features, phrase, kind=inference.MapKind.POOLED)
+  got = model.ground_pairs(features, phrase, kind=matching.MapKind.POOLED)
   assert got.shape == (1, 4, 4)
   np.testing.assert_allclose(
       got[0].ravel(), features.pixels[0] @ phrase.pooled[0], atol=1e-5)
@@ -146,22 +147,36 @@ def test_word_map_is_the_weighted_sum_of_min_max_rows(model, images):
   for word, weight in zip(phrase.words[0, :count], weights, strict=True):
     row = features.pixels[0][real] @ (np.eye(16) + delta).T @ word
     expected += weight * (row - row.min()) / (row.max() - row.min())
-  got = model.ground_pairs(features, phrase, kind=inference.MapKind.WORDS)
+  got = model.ground_pairs(features, phrase, kind=matching.MapKind.WORDS)
   np.testing.assert_allclose(got[0].ravel()[real], expected, atol=1e-4)
   assert np.std(expected) > 1e-3
+
+
+def test_region_map_is_the_weighted_sum_of_region_weights(model, images):
+  features = model.encode_images(images, count=len(images))
+  phrases = model.encode_texts(['left effusion'] * len(images))
+  maps, omega = model.word_maps(features, phrases, kind=matching.MapKind.REGIONS)
+  real = phrases.is_word
+  np.testing.assert_allclose(maps.sum(-1)[real], 1, rtol=1e-5)
+  assert not maps[~real].any() and not maps[~features.is_pixel[:, None] & real[..., None]].any()
+  np.testing.assert_allclose(omega.sum(-1), 1, rtol=1e-5)
+  got = model.ground_pairs(features, phrases, kind=matching.MapKind.REGIONS)
+  expected = np.einsum('nt,ntp->np', omega, maps)
+  np.testing.assert_allclose(
+      got.reshape(len(images), -1)[features.is_pixel], expected[features.is_pixel], atol=1e-6)
 
 
 def test_padding_has_the_lowest_value(model):
   narrow = np.random.default_rng(1).integers(0, 256, (200, 40), np.uint8)
   features = model.encode_images([narrow], count=1)
   assert 0 < features.is_pixel.sum() < features.is_pixel.size
-  for kind in inference.MapKind:
+  for kind in matching.MapKind:
     got = model.ground_pairs(features, model.encode_texts(TEXTS[:1]), kind=kind)[0].ravel()
     real = features.is_pixel[0]
     np.testing.assert_allclose(got[~real], got[real].min())
 
 
-@pytest.mark.parametrize('kind', ['words', 'pooled'])
+@pytest.mark.parametrize('kind', ['words', 'regions', 'pooled'])
 def test_ground_is_in_the_frame_of_the_image(model, images, kind):
   for image in images:
     got = model.ground(image, 'left pleural effusion', kind=kind)
@@ -236,7 +251,7 @@ def test_bad_texts_are_named(model, images):
   with pytest.raises(inference.InferenceError, match="kind='pooled'"):
     model.ground(images[0], '?!')
   assert np.isfinite(model.ground(images[0], '?!', kind='pooled')).all()
-  with pytest.raises(inference.InferenceError, match="'heat'.*'words', 'pooled'"):
+  with pytest.raises(inference.InferenceError, match="'heat'.*'regions', 'words', 'pooled'"):
     model.ground(images[0], 'effusion', kind='heat')
 
 

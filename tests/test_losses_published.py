@@ -1,9 +1,9 @@
-"""Our losses against those of the papers that they grew from: SPARC, MGCA, GLoRIA.
+"""The baselines against their papers: ConVIRT, SPARC, MGCA, GLoRIA.
 
-The .npz files hold the results of the published PyTorch code on random inputs.
+The .npz files hold the results of the published PyTorch code on random inputs; SPARC, of
+which no code is published, is written out from its equations.
 """
 
-import functools
 from pathlib import Path
 
 import jax
@@ -11,25 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plan_jax.losses import contrastive
-from plan_jax.losses import cross_pair
-from plan_jax.losses import terms
-from plan_jax.losses import word_pixel
+from plan_jax import config
+from plan_jax import shapes
+from plan_jax.models import layers
+from plan_jax.objectives import convirt
+from plan_jax.objectives import gloria
+from plan_jax.objectives import mgca
+from plan_jax.objectives import sparc
 
 VECTORS = Path(__file__).parent / 'vectors'
-
-
-def softmax_weights(similarity, *, is_word, is_pixel, temperature):
-  """MGCA's attention in place of (4)-(6)."""
-  logits = jnp.where(is_pixel[..., None, :], similarity / temperature, -1e30)
-  return jnp.where(is_word[..., None], jax.nn.softmax(logits, axis=-1), 0.0)
-
-
-def double_softmax(similarity, *, is_word, is_pixel, sharpness):
-  """GLoRIA's: over the words of each pixel, then over the pixels of each word."""
-  over_words = jax.nn.softmax(jnp.where(is_word[..., None], similarity, -1e30), axis=-2)
-  logits = jnp.where(is_pixel[..., None, :], sharpness * over_words, -1e30)
-  return jax.nn.softmax(logits, axis=-1)
 
 
 def close_gradients(ours, theirs):
@@ -55,102 +45,125 @@ def sparc_fine_loss(tokens, patches, mask, temperature):
   return np.sum(losses) / (2 * len(losses))
 
 
-def test_hard_gate_and_uniform_omega_is_sparc():
+def outputs(*, images, texts, words, pixels, is_word, prototypes=None, word_attention=None,
+            pixel_attention=None):
+  """A forward pass made of raw vectors, as the model's heads would leave it."""
+  b, p, d = pixels.shape
+  flat = jnp.ones((b, p)) / p
+  return shapes.Outputs(
+      image=shapes.ImageFeatures(
+          pooled=layers.l2_normalise(images), pixels=layers.l2_normalise(pixels),
+          pixel_norm=layers.length(pixels), is_pixel=jnp.ones((b, p), bool),
+          attention=flat if pixel_attention is None else pixel_attention, backbone=images),
+      text=shapes.TextFeatures(
+          pooled=layers.l2_normalise(texts), words=layers.l2_normalise(words),
+          word_norm=layers.length(words), is_word=is_word,
+          attention=jnp.ones(words.shape[:2]) if word_attention is None else word_attention,
+          backbone=texts),
+      relation=jnp.zeros((d, d)), temperature=jnp.float32(0.07),
+      prototypes=jnp.zeros((0, d)) if prototypes is None else prototypes)
+
+
+def test_sparc():
   rng = np.random.default_rng(0)
   words, pixels = rng.normal(size=(3, 6, 8)), rng.normal(size=(3, 10, 8))
+  images, texts = rng.normal(size=(3, 8)), rng.normal(size=(3, 8))
+  is_word = np.arange(6) < np.array([6, 4, 5])[:, None]
+  terms = sparc.sparc_loss(outputs(
+      images=jnp.array(images), texts=jnp.array(texts), words=jnp.array(words),
+      pixels=jnp.array(pixels), is_word=jnp.array(is_word)))
   words /= np.linalg.norm(words, axis=-1, keepdims=True)
   pixels /= np.linalg.norm(pixels, axis=-1, keepdims=True)
-  is_word = np.arange(6) < np.array([6, 4, 5])[:, None]
-  match = word_pixel.relate(
-      jnp.array(words), jnp.array(pixels), relation=jnp.zeros((8, 8)), is_word=is_word,
-      is_pixel=jnp.ones((3, 10), bool),
-      attend=functools.partial(
-          word_pixel.salient_weights, fixed=0.0, per_cell=1.0, percentile=0.0, gate_width=0.0))
-  ours = word_pixel.word_region_loss(
-      words, match.regions, weights=terms.uniform_weights(is_word),
-      is_negative=is_word[:, :, None] & is_word[:, None], temperature=0.1)
-  assert float(ours) == pytest.approx(sparc_fine_loss(words, pixels, is_word, 0.1), rel=1e-5)
+  fine = sparc_fine_loss(words, pixels, is_word, 0.1)
+  assert float(terms.parts['word_region']) == pytest.approx(fine, rel=1e-5)
+  assert float(terms.total) == pytest.approx(fine + float(terms.parts['global']), rel=1e-5)
+
+
+def test_convirt_is_the_global_term():
+  rng = np.random.default_rng(0)
+  found = outputs(
+      images=jnp.array(rng.normal(size=(4, 8))), texts=jnp.array(rng.normal(size=(4, 8))),
+      words=jnp.ones((4, 2, 8)), pixels=jnp.ones((4, 3, 8)), is_word=jnp.ones((4, 2), bool))
+  logits = np.asarray(found.image.pooled @ found.text.pooled.T) / 0.07
+  both = [-np.mean(np.diag(x) - np.log(np.exp(x).sum(1))) for x in (logits, logits.T)]
+  assert float(convirt.convirt_loss(found).total) == pytest.approx(np.mean(both), rel=1e-5)
 
 
 @pytest.mark.parametrize('variant', ['resnet', 'vit'])
-def test_softmax_attention_is_mgca(variant):
+def test_mgca(variant):
   data = np.load(VECTORS / f'mgca_losses_{variant}.npz')
   is_word = np.arange(data['words'].shape[1]) < data['word_counts'][:, None]
-  is_pixel = np.ones(data['patches'].shape[:2], bool)
-  omega = terms.attention_weights(data['word_attention'], is_word=is_word)
-  if variant == 'vit':
-    patch_weights = terms.attention_weights(data['patch_attention'], is_word=is_pixel)
-  else:
-    patch_weights = terms.uniform_weights(is_pixel)
 
-  def token_loss(words, patches):
-    words, patches = contrastive.unit(words), contrastive.unit(patches)
-    match = word_pixel.relate(
-        words, patches, relation=jnp.zeros((words.shape[-1],) * 2),
-        is_word=jnp.ones_like(is_word), is_pixel=is_pixel,
-        attend=functools.partial(softmax_weights, temperature=0.1))
-    every_word = jnp.ones(is_word.shape + is_word.shape[-1:], bool)  # MGCA: padding too
-    word = word_pixel.word_region_loss(
-        words, match.regions, weights=omega, is_negative=every_word, temperature=0.1)
-    if variant == 'vit':  # without the norm of (8)
-      logits = jnp.where(is_word[:, :, None], match.similarity / 0.1, -1e30)
-      mixtures = jnp.einsum('btp,btd->bpd', jax.nn.softmax(logits, axis=1), words)
-    else:
-      mixtures = word_pixel.word_mixtures(
-          match.similarity, words, is_word=is_word, temperature=0.1)
-    patch = word_pixel.pixel_word_loss(
-        patches, mixtures, weights=patch_weights, is_pixel=is_pixel, temperature=0.1)
-    return word + patch
+  def parts(words, pixels):
+    found = outputs(
+        images=data['global_image'], texts=data['global_text'], words=words, pixels=pixels,
+        is_word=is_word, prototypes=data['prototypes'], word_attention=data['word_attention'],
+        pixel_attention=data['patch_attention'] if variant == 'vit' else None)
+    return mgca.mgca_loss(found, renormalise=variant == 'resnet')
 
-  loss, (words, patches) = jax.jit(jax.value_and_grad(token_loss, argnums=(0, 1)))(
+  terms = jax.jit(parts)(data['words'], data['patches'])
+  words, pixels = jax.jit(jax.grad(lambda *x: parts(*x).parts['token'], argnums=(0, 1)))(
       data['words'], data['patches'])
-  assert float(loss) == pytest.approx(float(data['loss_token']), rel=1e-4)
+  for ours, theirs in (('global', 'instance'), ('token', 'token'), ('prototype', 'prototype')):
+    assert float(terms.parts[ours]) == pytest.approx(float(data[f'loss_{theirs}']), rel=1e-4)
+  weighted = data['loss_instance'] + 0.7 * data['loss_token'] + 0.5 * data['loss_prototype']
+  assert float(terms.total) == pytest.approx(float(weighted), rel=1e-4)
   close_gradients(words, data['grad_words'])
-  close_gradients(patches, data['grad_patches'])
+  close_gradients(pixels, data['grad_patches'])
 
 
-@pytest.mark.parametrize('variant', ['resnet', 'vit'])
-def test_global_term_is_mgca_instance_loss(variant):
-  data = np.load(VECTORS / f'mgca_losses_{variant}.npz')
-  ours = contrastive.global_loss(
-      contrastive.unit(data['global_image']), contrastive.unit(data['global_text']),
-      temperature=0.07)
-  assert 2 * float(ours) == pytest.approx(float(data['loss_instance']), rel=1e-4)  # a sum there
+def test_gradients_of_mgca_prototypes():
+  data = np.load(VECTORS / 'mgca_losses_resnet.npz')
+  loss = lambda image, text: mgca.prototype_loss(
+      layers.l2_normalise(image), layers.l2_normalise(text), data['prototypes'])
+  image, text = jax.grad(loss, argnums=(0, 1))(data['global_image'], data['global_text'])
+  close_gradients(image, data['grad_proto_image'])
+  close_gradients(text, data['grad_proto_text'])
 
 
-@pytest.mark.parametrize('block', [1, 3])
-def test_double_softmax_across_pairs_is_gloria(block):
+def test_sinkhorn_uses_prototypes_evenly():
+  logits = jnp.array(np.random.default_rng(0).normal(size=(60, 6)) * 0.1)
+  shares = mgca.assign(logits)
+  np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+  np.testing.assert_allclose(shares.sum(0), 10, rtol=0.1)  # three rounds come near
+  plain = jax.nn.softmax(logits / 0.05, axis=1)
+  assert np.abs(shares.sum(0) - 10).max() < 0.5 * np.abs(plain.sum(0) - 10).max()
+  assert not np.allclose(shares, 1 / 6, atol=0.05)
+
+
+@pytest.mark.parametrize('mib', [1, 0.004])  # in one block, and report by report
+def test_gloria(mib):
   data = np.load(VECTORS / 'gloria_losses.npz')
-  words = data['word_features'].swapaxes(1, 2)
   b, d, h, w = data['image_features'].shape
-  pixels = data['image_features'].reshape(b, d, h * w).swapaxes(1, 2)
-  is_word = np.arange(words.shape[1]) < data['lengths'][:, None]
-  is_pixel = np.ones((b, h * w), bool)
-  attend = functools.partial(double_softmax, sharpness=4.0)
+  is_word = np.arange(data['word_features'].shape[2]) < data['lengths'][:, None]
+  settings = config.Objective(name='gloria', block_mib=mib, negatives=config.Negatives.GLOBAL)
 
-  def loss(words, pixels):
-    scores = 10 * cross_pair.pair_scores(
-        words, pixels, relation=jnp.zeros((d, d)), is_word=is_word, is_pixel=is_pixel,
-        attend=attend, rounds=1, block=block)
-    return 2 * contrastive.symmetric_cross_entropy(scores)
+  def parts(images, texts, words, pixels):
+    return gloria.gloria_loss(
+        outputs(images=images, texts=texts, words=words.swapaxes(1, 2), is_word=is_word,
+                pixels=pixels.reshape(b, d, h * w).swapaxes(1, 2)), settings=settings)
 
-  value, (words_grad, pixels_grad) = jax.jit(
-      jax.value_and_grad(loss, argnums=(0, 1)))(words, pixels)
-  match = word_pixel.relate(
-      words, pixels, relation=jnp.zeros((d, d)), is_word=is_word, is_pixel=is_pixel,
-      attend=attend)
-  theirs = data['local_loss_image_to_text'] + data['local_loss_text_to_image']
-  assert float(value) == pytest.approx(float(theirs), rel=1e-4)
-  close_gradients(words_grad.swapaxes(1, 2), data['grad_word_features'])
-  close_gradients(pixels_grad.swapaxes(1, 2).reshape(b, d, h, w), data['grad_image_features'])
-  maps = np.asarray(match.weights).reshape(b, -1, h, w)[is_word]
-  np.testing.assert_allclose(maps, data['attention_maps'][is_word], rtol=1e-4, atol=1e-6)
+  inputs = [data[name] for name in
+            ('global_image', 'global_text', 'word_features', 'image_features')]
+  terms = jax.jit(parts)(*inputs)
+  gradients = jax.jit(jax.grad(lambda *x: parts(*x).total, argnums=(0, 1, 2, 3)))(*inputs)
+  for ours, theirs in (('global', 'global'), ('cross_pair', 'local')):
+    both = data[f'{theirs}_loss_image_to_text'] + data[f'{theirs}_loss_text_to_image']
+    assert float(terms.parts[ours]) == pytest.approx(float(both), rel=1e-4)
+  assert float(terms.total) == pytest.approx(
+      float(terms.parts['global'] + terms.parts['cross_pair']), rel=1e-6)
+  for found, name in zip(
+      gradients, ('global_image', 'global_text', 'word_features', 'image_features'), strict=True):
+    close_gradients(found, data[f'grad_{name}'])
 
 
-def test_global_term_is_gloria_global_loss():
+def test_gloria_attention():
   data = np.load(VECTORS / 'gloria_losses.npz')
-  ours = contrastive.global_loss(
-      contrastive.unit(data['global_image']), contrastive.unit(data['global_text']),
-      temperature=0.1)
-  theirs = data['global_loss_image_to_text'] + data['global_loss_text_to_image']
-  assert 2 * float(ours) == pytest.approx(float(theirs), rel=1e-4)
+  b, d, h, w = data['image_features'].shape
+  is_word = np.arange(data['word_features'].shape[2]) < data['lengths'][:, None]
+  similarity = jnp.einsum(
+      'bdt,bdp->btp', data['word_features'], data['image_features'].reshape(b, d, h * w))
+  maps = np.asarray(gloria.attend(
+      similarity, is_word=is_word, is_pixel=jnp.ones((b, h * w), bool))).reshape(b, -1, h, w)
+  np.testing.assert_allclose(maps[is_word], data['attention_maps'][is_word], rtol=1e-4, atol=1e-6)
+  assert not maps[~is_word].any()

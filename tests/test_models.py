@@ -212,6 +212,44 @@ def test_errors_name_the_setting():
     jax.eval_shape(lambda v: model.apply(v, long, train=False), variables)
 
 
+def test_attention_over_pixels():
+  """The ViT's [CLS] attention, without its own share; a ResNet's pixels count alike."""
+  batch = _batch()
+  for variant in (_IMAGE.VIT_TI16, _IMAGE.RESNET_TINY):
+    model = _model(_settings(image=variant))
+    found = _encode_image(model, _variables(model), batch.image, batch.extent)
+    total = found.attention.sum(1)
+    assert (found.attention[~found.is_pixel] == 0).all()
+    if variant is _IMAGE.VIT_TI16:
+      assert ((total[:2] > 0) & (total[:2] < 1)).all()
+      assert float(jnp.std(found.attention[0])) > 1e-4
+    else:
+      _assert_close(total, jnp.array([1.0, 1.0, 0.0]))
+      assert len(np.unique(found.attention[1][found.is_pixel[1]])) == 1
+
+
+def test_pixels_through_the_global_head():
+  """Of an image of one cell, the pixel is the pooled vector."""
+  model = _model(_settings(pixel_head=config.PixelHead.GLOBAL, pixel_stage=4))
+  variables = _variables(model, size=32)
+  assert 'image_local' not in variables['params']
+  batch = _batch(32)
+  found = _encode_image(model, variables, batch.image, batch.extent)
+  assert found.pixels.shape == (3, 1, 16)
+  _assert_close(found.pixels[:, 0], found.pooled)
+  # In training the pooled images alone move the statistics.
+  _, updates = model.apply(
+      variables, batch.image, batch.extent, train=True, method='encode_image',
+      mutable=['batch_stats'])
+  local = _model(_settings(pixel_stage=4))
+  more = {**_variables(local, size=32)['params'], **variables['params']}
+  stats = {**_variables(local, size=32)['batch_stats'], **variables['batch_stats']}
+  _, others = local.apply(
+      {'params': more, 'batch_stats': stats}, batch.image, batch.extent, train=True,
+      method='encode_image', mutable=['batch_stats'])
+  _assert_close(updates['batch_stats']['image_global'], others['batch_stats']['image_global'])
+
+
 # Text branch.
 
 
@@ -225,7 +263,9 @@ def test_word_is_the_sum_of_its_pieces(tiny):
   word = tokens.hidden[0, 2] + tokens.hidden[0, 3]
   head = layers.Head(16, jnp.float32)
   weights = {name: variables[name]['text_local'] for name in ('params', 'batch_stats')}
-  expected = head.apply(weights, word[None], jnp.ones(1, bool), train=False)[0]
+  raw = head.apply(weights, word[None], jnp.ones(1, bool), train=False)[0]
+  expected = layers.l2_normalise(raw)
+  _assert_close(features.word_norm[0, 1], jnp.linalg.norm(raw))
   _assert_close(features.words[0, 1], expected)
   _assert_close(features.attention[0, 1], tokens.attention[0, 2] + tokens.attention[0, 3])
   _assert_close(tokens.attention.sum(-1), jnp.ones(3))
@@ -240,8 +280,8 @@ def test_padding_pieces_and_words_change_nothing(tiny):
       pieces=batch.pieces[:, :10], piece_word=batch.piece_word[:, :10],
       word_form=batch.word_form[:, :5])
   a, b = _encode_text(model, variables, short), _encode_text(model, variables, batch)
-  _assert_close(b.replace(words=b.words[:, :5], is_word=b.is_word[:, :5],
-                          attention=b.attention[:, :5]), a)
+  _assert_close(b.replace(words=b.words[:, :5], word_norm=b.word_norm[:, :5],
+                          is_word=b.is_word[:, :5], attention=b.attention[:, :5]), a)
 
 
 def test_word_without_pieces_is_no_word(tiny):

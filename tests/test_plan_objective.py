@@ -40,13 +40,15 @@ def example(seed=0, b=B):
   outputs = shapes.Outputs(
       image=shapes.ImageFeatures(
           pooled=units(rng, b, D), pixels=units(rng, b, P, D), is_pixel=is_pixel,
+          pixel_norm=np.ones((b, P), np.float32), attention=is_pixel.astype(np.float32),
           backbone=backbone),
       text=shapes.TextFeatures(
           pooled=units(rng, b, D), words=units(rng, b, T, D) * is_word[..., None],
+          word_norm=is_word.astype(np.float32),
           is_word=is_word, attention=(rng.random((b, T)) * is_word).astype(np.float32),
           backbone=backbone),
       relation=(0.1 * rng.normal(size=(D, D))).astype(np.float32),
-      temperature=np.float32(0.07))
+      temperature=np.float32(0.07), prototypes=np.zeros((0, D), np.float32))
   batch = shapes.Batch(
       image=np.zeros((b, 1, 1), np.uint8), extent=np.zeros((b, 4), np.int32),
       pieces=np.zeros((b, 1), np.int32), piece_word=np.full((b, 1), -1, np.int32),

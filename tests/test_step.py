@@ -72,8 +72,21 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
       np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize('name', ['gloria', 'mgca'])
+def test_baselines_are_equal_on_two_devices(name):
+  config = tiny.config(objective={'name': name})
+  (_, one, _), (_, two, _) = (run(config, devices=n, steps=2) for n in (1, 2))
+  for a, b in zip(one, two, strict=True):
+    for key, value in a.items():
+      assert b[key] == pytest.approx(value, rel=2e-4, abs=2e-5), key
+
+
 @pytest.mark.parametrize('changes', [
-    {'objective': {'name': 'convirt'}},
+    {'objective': {'name': 'convirt'}, 'model': {'pixel_head': 'global', 'pixel_stage': 4}},
+    {'objective': {'name': 'sparc'}},
+    {'objective': {'name': 'gloria'}},
+    {'objective': {'name': 'mgca'}},
+    {'objective': {'name': 'mgca'}, 'model': {'image': 'vit_ti16'}},
     {'objective': {'teacher': 'self', 'rounds': 2}, 'model': {'image': 'vit_ti16'}},
     {'objective': {'negatives': 'pair', 'gate': 'hard', 'term_weights': 'uniform',
                    'term_filter': False}},

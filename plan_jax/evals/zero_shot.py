@@ -95,6 +95,14 @@ def zero_shot(
   return ZeroShot(macro_auroc=bootstrap.figure(macro, spread, n=n), classes=results)
 
 
+def roc(
+    scores: Float[np.ndarray, 'n'], is_positive: Bool[np.ndarray, 'n'],
+) -> tuple[Float[np.ndarray, 'm'], Float[np.ndarray, 'm']]:
+  """The ROC curve: false and true positive rate, 0..1; both labels must occur."""
+  false, true, _ = sklearn_metrics.roc_curve(is_positive, scores)
+  return false, true
+
+
 def aurocs(
     scores: Float[np.ndarray, 'n'],
     is_positive: Bool[np.ndarray, 'n'],

@@ -1,5 +1,9 @@
 """Word-region match of every report with every image, in bounded memory."""
 
+import functools
+from typing import Callable
+
+import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
@@ -79,3 +83,56 @@ def pair_scores(
       lambda x: x.reshape(-1, block, *x.shape[1:]), (words.astype(jnp.float32), is_word))
   scores = jax.lax.map(score, blocks)
   return scores.reshape(words.shape[0], pixels.shape[0]).T
+
+
+def batch_loss(
+    words: Float[Array, 'b t d'],
+    pixels: Float[Array, 'b p d'],
+    *,
+    relation: Float[Array, 'd d'],
+    is_word: Bool[Array, 'b t'],
+    is_pixel: Bool[Array, 'b p'],
+    attend: word_pixel.Attend,
+    rounds: int,
+    is_global: bool,
+    mib: int,
+    devices: int = 1,
+    replicate: Callable[[Array], Array] = lambda x: x,
+) -> Float[Array, '']:
+  """Symmetric cross-entropy over 10 Z, Z as in `pair_scores`; mean of the two directions.
+
+  Empty reports and blank images take no part.
+
+  Args:
+    words: as in `pair_scores`, of a batch of pairs.
+    pixels: likewise.
+    relation: Delta of (3).
+    is_word: real words.
+    is_pixel: real pixels.
+    attend: similarities to weights.
+    rounds: of (17b).
+    is_global: negatives from the whole batch, else from each device's part of it.
+    mib: byte budget of a block.
+    devices: how many share the batch, in contiguous equal parts.
+    replicate: puts a full copy of an array on each device; changes no value.
+
+  Source: method (9).
+  """
+  is_word = is_word & jnp.any(is_pixel, axis=-1, keepdims=True)
+  groups = 1 if is_global else devices
+  if is_global:
+    words, is_word = replicate(words), replicate(is_word)
+  words, pixels, is_word, is_pixel = (
+      einops.rearrange(x, '(g b) ... -> g b ...', g=groups)
+      for x in (words, pixels, is_word, is_pixel))
+  reports, cells = words.shape[1], pixels.shape[2]
+  scores = functools.partial(
+      pair_scores, relation=relation, attend=attend, rounds=rounds,
+      block=block_size(
+          reports, images=reports * groups // devices, words=words.shape[2], pixels=cells,
+          mib=mib))
+  logits = LOGIT_SCALE * jax.vmap(
+      lambda words, pixels, is_word, is_pixel: scores(
+          words, pixels, is_word=is_word, is_pixel=is_pixel))(
+              words, pixels, is_word, is_pixel)
+  return contrastive.symmetric_cross_entropy(logits, is_pair=jnp.any(is_word, axis=-1))

@@ -244,14 +244,16 @@ def word_mixtures(
     *,
     is_word: Bool[Array, 'b t'],
     temperature: float,
+    normalise: bool = True,
 ) -> Float[Array, 'b p d']:
-  """u of (8): for each pixel the unit mean of the words, weighted by softmax over words.
+  """u of (8): for each pixel the mean of the words, weighted by softmax over words.
 
-  A report without words gives 0.
+  Of length 1 with `normalise`. A report without words gives 0.
   """
   logits = jnp.where(is_word[:, :, None], similarity / temperature, -1e30)
   shares = jax.nn.softmax(logits, axis=1) * is_word[:, :, None]
-  return contrastive.unit(jnp.einsum('btp,btd->bpd', shares, words.astype(jnp.float32)))
+  mixtures = jnp.einsum('btp,btd->bpd', shares, words.astype(jnp.float32))
+  return contrastive.unit(mixtures) if normalise else mixtures
 
 
 def pixel_weights(weights: Float[Array, 'b t p']) -> Float[Array, 'b p']:

@@ -57,6 +57,13 @@ def l2_normalise(x: Float[Array, '... d']) -> Float[Array, '... d']:
   return x * scale
 
 
+def length(x: Float[Array, '... d']) -> Float[Array, '...']:
+  """Euclidean length along the last axis, fp32; gradient 0 for a zero vector."""
+  square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)
+  is_zero = square < 1e-12
+  return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
+
+
 def masked_mean(
     x: Float[Array, 'b h w c'], is_cell: Bool[Array, 'b h w']
 ) -> Float[Array, 'b c']:
@@ -114,7 +121,7 @@ class BatchNorm(nn.Module):
 
 
 class Head(nn.Module):
-  """Two-layer projection into the joint space; unit vectors, fp32.
+  """Two-layer projection into the joint space, fp32, before normalisation.
 
   The hidden layer is as wide as the input. BatchNorm inside centres the features
   over the batch: from random weights all images, and all reports, look alike.
@@ -129,10 +136,10 @@ class Head(nn.Module):
   def __call__(
       self, x: Float[Array, 'b *n c'], is_real: Bool[Array, 'b *n'], *, train: bool
   ) -> Float[Array, 'b *n d']:
-    """Unit vectors; items that are not `is_real` come out as zero vectors."""
+    """Items that are not `is_real` come out as zero vectors."""
     x = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name='dense_1')(x)
     x = nn.relu(BatchNorm(self.dtype, name='norm')(x, is_real, train=train))
-    x = l2_normalise(nn.Dense(self.joint_dim, dtype=self.dtype, name='dense_2')(x))
+    x = nn.Dense(self.joint_dim, dtype=self.dtype, name='dense_2')(x).astype(jnp.float32)
     return jnp.where(is_real[..., None], x, 0.0)
 
 

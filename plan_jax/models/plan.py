@@ -24,7 +24,8 @@ Dtype = Any
 
 
 def make_model(
-    settings: config.Model, *, vocab_size: int, max_pieces: int, dtype: Dtype
+    settings: config.Model, *, vocab_size: int, max_pieces: int, dtype: Dtype,
+    prototypes: int = 0,
 ) -> 'PlanModel':
   """The model of these settings.
 
@@ -33,13 +34,14 @@ def make_model(
     vocab_size: WordPiece ids that exist.
     max_pieces: longest report, pieces.
     dtype: compute dtype of towers and heads; parameters and outputs are fp32.
+    prototypes: how many vectors of the joint space are learned besides (MGCA).
 
   Raises:
     ValueError: if there is no such pixel stage.
   """
   if settings.pixel_stage not in (2, 3, 4):
     raise ValueError(f'model.pixel_stage is {settings.pixel_stage}; use 2, 3 or 4')
-  return PlanModel(settings, vocab_size, max_pieces, dtype)
+  return PlanModel(settings, vocab_size, max_pieces, dtype, prototypes)
 
 
 def grid_shape(settings: config.Model, image_size: int) -> tuple[int, int]:
@@ -71,6 +73,7 @@ class PlanModel(nn.Module):
   vocab_size: int
   max_pieces: int
   dtype: Dtype
+  prototypes: int = 0
 
   def setup(self):
     settings = self.settings
@@ -82,12 +85,16 @@ class PlanModel(nn.Module):
         bert.VARIANTS[settings.text], self.vocab_size, self.max_pieces, settings.dropout,
         self.dtype)
     self.image_global = layers.Head(settings.joint_dim, self.dtype)
-    self.image_local = layers.Head(settings.joint_dim, self.dtype)
+    if settings.pixel_head is config.PixelHead.LOCAL:
+      self.image_local = layers.Head(settings.joint_dim, self.dtype)
     self.text_global = layers.Head(settings.joint_dim, self.dtype)
     self.text_local = layers.Head(settings.joint_dim, self.dtype)
     if settings.relation is config.Relation.LEARNED:
       self.relation = self.param(
           'relation', nn.initializers.zeros, (settings.joint_dim, settings.joint_dim))
+    if self.prototypes:
+      self.prototype = self.param(
+          'prototype', nn.initializers.normal(1.0), (self.prototypes, settings.joint_dim))
     if settings.learn_temperature:
       self.log_temperature = self.param(
           'log_temperature', nn.initializers.constant(math.log(settings.temperature)), ())
@@ -100,6 +107,7 @@ class PlanModel(nn.Module):
         image=self.encode_image(batch.image, batch.extent, train=train),
         text=self.encode_text(batch.pieces, batch.piece_word, batch.word_form, train=train),
         relation=self.relation if learned else jnp.zeros((dim, dim)),
+        prototypes=self.prototype if self.prototypes else jnp.zeros((0, dim)),
         temperature=(
             jnp.exp(self.log_temperature) if self.settings.learn_temperature
             else jnp.float32(self.settings.temperature)))
@@ -118,6 +126,7 @@ class PlanModel(nn.Module):
     if self.settings.image in vit.VARIANTS:
       tokens = self.image_tower(image, extent, train=train)
       pooled, pixels, is_pixel = tokens.pooled, tokens.patches, tokens.is_patch
+      attention = tokens.attention
     else:
       maps = self.image_tower(image, extent, train=train)
       pooled, index = maps.pooled, self.settings.pixel_stage - 1
@@ -125,11 +134,35 @@ class PlanModel(nn.Module):
       # image, and words no longer needed to look in the right place (docs/method.md).
       pixels = einops.rearrange(maps.stages[index], 'b h w c -> b (h w) c')
       is_pixel = einops.rearrange(maps.is_cell[index], 'b h w -> b (h w)')
+      attention = is_pixel / jnp.maximum(jnp.sum(is_pixel, axis=-1, keepdims=True), 1)
+    projected = self.image_global(pooled, jnp.any(is_pixel, axis=-1), train=train)
+    if self.settings.pixel_head is config.PixelHead.LOCAL:
+      pixels = self.image_local(pixels, is_pixel, train=train)
+    else:  # the statistics of its BatchNorm are those of pooled images
+      pixels = self.image_global(pixels, is_pixel, train=False)
     return shapes.ImageFeatures(
-        pooled=self.image_global(pooled, jnp.any(is_pixel, axis=-1), train=train),
-        pixels=self.image_local(pixels, is_pixel, train=train),
+        pooled=layers.l2_normalise(projected),
+        pixels=layers.l2_normalise(pixels),
+        pixel_norm=layers.length(pixels),
         is_pixel=is_pixel,
+        attention=jax.lax.stop_gradient(jnp.where(is_pixel, attention, 0.0)),
         backbone=pooled.astype(jnp.float32))
+
+  def encode_maps(
+      self, image: UInt8[Array, 'b h w'], extent: Int[Array, 'b 4'], *, train: bool = False
+  ) -> resnet.Maps:
+    """The image tower's maps before any projection, for heads on frozen features.
+
+    Of a ResNet stages 1..4; of a ViT its patch map alone, with [CLS] as `pooled`.
+    Arguments as in `encode_image`.
+    """
+    features = self.image_tower(normalise_image(image, extent), extent, train=train)
+    if self.settings.image not in vit.VARIANTS:
+      return features
+    tokens, grid = features, grid_shape(self.settings, image.shape[1])
+    is_cell = tokens.is_patch.reshape(-1, *grid)
+    patches = jnp.where(is_cell[..., None], tokens.patches.reshape(*is_cell.shape, -1), 0)
+    return resnet.Maps(stages=(patches,), is_cell=(is_cell,), pooled=tokens.pooled)
 
   def encode_text(
       self,
@@ -168,9 +201,12 @@ class PlanModel(nn.Module):
     is_piece = (pieces != bert.PAD)[..., None]
     mean = jnp.sum(hidden, axis=1, where=is_piece) / jnp.maximum(jnp.sum(is_piece, axis=1), 1)
     pooled = hidden[:, 0] + mean
+    words = self.text_local(words, is_word, train=train)
     return shapes.TextFeatures(
-        pooled=self.text_global(pooled, jnp.ones(len(pooled), bool), train=train),
-        words=self.text_local(words, is_word, train=train),
+        pooled=layers.l2_normalise(
+            self.text_global(pooled, jnp.ones(len(pooled), bool), train=train)),
+        words=layers.l2_normalise(words),
+        word_norm=layers.length(words),
         is_word=is_word,
         attention=jax.lax.stop_gradient(jnp.where(is_word, attention, 0.0)),
         backbone=pooled.astype(jnp.float32))

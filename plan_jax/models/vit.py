@@ -38,11 +38,15 @@ VARIANTS = {
 
 @struct.dataclass
 class Tokens:
-  """Normalised tokens of the last block: [CLS], and patches in row-major order."""
+  """Normalised tokens of the last block: [CLS], and patches in row-major order.
+
+  `attention` is the last block's [CLS]->patch attention, mean over heads.
+  """
 
   pooled: Float[Array, 'b c']
   patches: Float[Array, 'b p c']
   is_patch: Bool[Array, 'b p']
+  attention: Float[Array, 'b p']
 
 
 class ViT(nn.Module):
@@ -85,9 +89,11 @@ class ViT(nn.Module):
     for i in range(self.shape.depth):
       block = layers.Block(
           self.shape.heads, layers.NormOrder.BEFORE, 0.0, self.dtype, name=f'block_{i}')
-      x, _ = block(x, is_token, train=train)
+      x, first_row = block(x, is_token, train=train)
     x = layers.layer_norm(epsilon=1e-12, dtype=self.dtype, name='norm')(x)
-    return Tokens(pooled=x[:, 0], patches=x[:, 1:], is_patch=is_patch)
+    return Tokens(
+        pooled=x[:, 0], patches=x[:, 1:], is_patch=is_patch,
+        attention=jnp.mean(first_row, axis=1)[:, 1:])
 
   def _positions(self, grid: tuple[int, int]) -> Float[Array, 's c']:
     """Position embeddings of [CLS] and the patches."""

@@ -3,7 +3,6 @@
 import functools
 from typing import Callable
 
-import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray
@@ -114,9 +113,11 @@ def plan_loss(
     weights['pixel_word'] = settings.pixel_word_weight * stage.pixel_word_weight
 
   if has_cross_pair(settings):
-    parts['cross_pair'] = _cross_pair(
-        outputs, is_word, attend=attend, settings=settings, devices=devices,
-        replicate=replicate)
+    parts['cross_pair'] = cross_pair.batch_loss(
+        text.words, image.pixels, relation=outputs.relation, is_word=is_word,
+        is_pixel=image.is_pixel, attend=attend, rounds=settings.rounds,
+        is_global=settings.negatives is config.Negatives.GLOBAL, mib=settings.block_mib,
+        devices=devices, replicate=replicate)
     weights['cross_pair'] = settings.cross_pair_weight
 
   if settings.refine_weight:
@@ -204,34 +205,3 @@ def _shortened(
       lambda: jnp.where(is_short, short_text(is_short_word), text.pooled),
       lambda: text.pooled)
   return pooled, jnp.where(is_short, is_short_word, text.is_word)
-
-
-def _cross_pair(
-    outputs: shapes.Outputs,
-    is_word: Bool[Array, 'b t'],
-    *,
-    attend: word_pixel.Attend,
-    settings: config.Objective,
-    devices: int,
-    replicate: Callable[[Array], Array],
-) -> Float[Array, '']:
-  """(9), over the batch or inside each device's part of it."""
-  words, groups = outputs.text.words, devices
-  if settings.negatives is config.Negatives.GLOBAL:
-    words, is_word, groups = replicate(words), replicate(is_word), 1
-
-  words, pixels, is_word, is_pixel = (
-      einops.rearrange(x, '(g b) ... -> g b ...', g=groups)
-      for x in (words, outputs.image.pixels, is_word, outputs.image.is_pixel))
-  reports, cells = words.shape[1], pixels.shape[2]
-  scores = functools.partial(
-      cross_pair.pair_scores, relation=outputs.relation, attend=attend,
-      rounds=settings.rounds,
-      block=cross_pair.block_size(
-          reports, images=reports * groups // devices, words=words.shape[2], pixels=cells,
-          mib=settings.block_mib))
-  logits = cross_pair.LOGIT_SCALE * jax.vmap(
-      lambda words, pixels, is_word, is_pixel: scores(
-          words, pixels, is_word=is_word, is_pixel=is_pixel))(
-              words, pixels, is_word, is_pixel)
-  return contrastive.symmetric_cross_entropy(logits, is_pair=jnp.any(is_word, axis=-1))

@@ -1,0 +1,122 @@
+"""How the words of a trained model look at an image, whichever objective trained it."""
+
+import enum
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from plan_jax import config
+from plan_jax import shapes
+from plan_jax.losses import cross_pair
+from plan_jax.losses import terms
+from plan_jax.losses import word_pixel
+from plan_jax.objectives import gloria
+from plan_jax.objectives import mgca
+from plan_jax.objectives import plan
+from plan_jax.objectives import sparc
+
+Array = shapes.Array
+
+
+class MapKind(enum.StrEnum):
+  """Grounding maps of method (18): by the weights of the words' regions, by the words'
+  similarities, or by the phrase's pooled vector."""
+
+  REGIONS = 'regions'
+  WORDS = 'words'
+  POOLED = 'pooled'
+
+
+def make_attend(settings: config.Objective, *, stage: shapes.StageValues) -> word_pixel.Attend:
+  """Similarities to the weights of a word's region; ConVIRT, which has none, takes PLAN's."""
+  match settings.name:
+    case config.ObjectiveName.SPARC:
+      return sparc.attend
+    case config.ObjectiveName.GLORIA:
+      return gloria.attend
+    case config.ObjectiveName.MGCA:
+      return mgca.attend
+    case _:
+      return plan.make_attend(settings, stage=stage)
+
+
+def matches_across_pairs(settings: config.Objective) -> bool:
+  """Whether words were matched with the regions of other images, so that scores compare."""
+  return settings.name is config.ObjectiveName.GLORIA or plan.has_cross_pair(settings)
+
+
+def rounds(settings: config.Objective) -> int:
+  """(17b) of the model; the baselines look once."""
+  return settings.rounds if settings.name is config.ObjectiveName.PLAN else 1
+
+
+def local_words(settings: config.Objective, text: shapes.TextFeatures) -> Float[Array, 'b t d']:
+  """Word vectors as the objective compares them: GLoRIA does not normalise."""
+  if settings.name is config.ObjectiveName.GLORIA:
+    return text.words * text.word_norm[..., None]
+  return text.words
+
+
+def local_pixels(settings: config.Objective, image: shapes.ImageFeatures) -> Float[Array, 'b p d']:
+  """Pixel vectors as the objective compares them."""
+  if settings.name is config.ObjectiveName.GLORIA:
+    return image.pixels * image.pixel_norm[..., None]
+  return image.pixels
+
+
+@functools.partial(jax.jit, static_argnames=('settings', 'kind'))
+def word_maps(
+    relation: Float[Array, 'd d'],
+    words: Float[Array, 'b t d'],
+    is_word: Bool[Array, 'b t'],
+    attention: Float[Array, 'b t'],
+    pixels: Float[Array, 'b p d'],
+    is_pixel: Bool[Array, 'b p'],
+    *,
+    stage: shapes.StageValues,
+    settings: config.Objective,
+    kind: MapKind,
+) -> tuple[Float[Array, 'b t p'], Float[Array, 'b t']]:
+  """Each word's map, S^ of (4) or a of (6), 0 for padding words; and omega of (10)."""
+  match = word_pixel.relate(
+      words, pixels, relation=relation, is_word=is_word, is_pixel=is_pixel,
+      attend=make_attend(settings, stage=stage), rounds=rounds(settings))
+  if kind is MapKind.WORDS:
+    maps = word_pixel.min_max(match.similarity, is_pixel=is_pixel)
+  else:
+    maps = match.weights
+  if settings.term_weights is config.TermWeights.ATTENTION:
+    omega = terms.attention_weights(attention, is_word=is_word)
+  else:
+    omega = terms.uniform_weights(is_word)
+  return jnp.where(is_word[..., None], maps, 0.0), omega
+
+
+@functools.partial(jax.jit, static_argnames=('settings', 'kind'))
+def phrase_map(*features, **how) -> Float[Array, 'b p']:
+  """sum_l omega_l S^_{l,p}, or sum_l omega_l a_{l,p}, of method (18)."""
+  maps, omega = word_maps(*features, **how)
+  return jnp.einsum('bt,btp->bp', omega, maps)
+
+
+@functools.partial(jax.jit, static_argnames='settings')
+def match_logits(
+    relation: Float[Array, 'd d'],
+    words: Float[Array, 'j t d'],
+    is_word: Bool[Array, 'j t'],
+    pixels: Float[Array, 'i p d'],
+    is_pixel: Bool[Array, 'i p'],
+    *,
+    stage: shapes.StageValues,
+    settings: config.Objective,
+) -> Float[Array, 'i j']:
+  """10 Z of (9) of every report with every image."""
+  block = cross_pair.block_size(
+      len(words), images=len(pixels), words=words.shape[1], pixels=pixels.shape[1],
+      mib=settings.block_mib)
+  return cross_pair.LOGIT_SCALE * cross_pair.pair_scores(
+      words, pixels, relation=relation, is_word=is_word, is_pixel=is_pixel,
+      attend=make_attend(settings, stage=stage), rounds=rounds(settings),
+      block=block)

@@ -1,0 +1,1 @@
+"""Evaluation tasks: a model and records in, figures of `evals/` out."""

@@ -1,0 +1,128 @@
+"""Zero-shot classification with a prompt file."""
+
+import math
+from typing import Any, Iterable, Sequence
+
+from jaxtyping import Float
+import numpy as np
+from scipy import special
+
+from plan_jax import inference
+from plan_jax import prompts as prompts_lib
+from plan_jax import shapes
+from plan_jax.evals import bootstrap
+from plan_jax.evals import zero_shot
+from plan_jax.tasks import examples as examples_lib
+
+# Weight of the word matches beside the vectors in a score, both as the logits that were
+# trained. Chosen on phantoms of a seed of its own; .2 to .5 do equally well.
+MATCH_WEIGHT = 0.3
+
+
+def run(
+    model: inference.Model,
+    data: examples_lib.Encoded,
+    *,
+    classes: Sequence[prompts_lib.ClassPrompts],
+    seed: int,
+    replicates: int,
+) -> examples_lib.Outcome:
+  """AUROC of each class; images without any label are left out."""
+  scores = class_scores(model, [data.images], classes=classes)
+  labels = [example.labels for example in data.examples]
+  is_positive, labelled = truths(labels, classes=classes)
+  curves = {
+      f'zero_shot/{entry.name}': zero_shot.roc(scores[labelled, k], is_positive[labelled, k])
+      for k, entry in enumerate(classes)
+      if 0 < is_positive[labelled, k].sum() < labelled.sum()}
+  return examples_lib.Outcome(
+      parts={'zero_shot': figures(
+          scores, classes=classes, labels=labels, patients=data.patients,
+          with_words=model.matches_words, seed=seed, replicates=replicates)},
+      samples={'zero_shot_scores': scores, 'zero_shot_positive': is_positive,
+               'zero_shot_labelled': labelled},
+      curves=curves)
+
+
+def class_scores(
+    model: inference.Model,
+    images: Iterable[shapes.ImageFeatures],
+    *,
+    classes: Sequence[prompts_lib.ClassPrompts],
+) -> Float[np.ndarray, 'n k']:
+  """Zero-shot score of each class on each image, larger is likelier.
+
+  Cosine with the positive prompts' ensemble, minus that with the negative prompts'
+  where there are any, over the temperature. Where the model was trained with (9), plus
+  how well the words of the positive prompts find their regions: log-mean-exp over the
+  prompts, since one fitting wording is enough. Negative prompts count by their vectors
+  alone: they mostly name what is absent, and such words have no region to find.
+
+  Args:
+    model: the towers.
+    images: features, in as many parts as memory asks for.
+    classes: prompts of each class.
+
+  Source: method (18).
+  """
+  texts = [text for entry in classes for text in entry.positive]
+  positive = model.encode_texts(texts, name='prompt')
+  counts = np.array([len(entry.positive) for entry in classes])
+  starts = np.cumsum(counts) - counts
+  directions = np.stack([
+      zero_shot.ensemble(positive.pooled[start:start + count])
+      for start, count in zip(starts, counts, strict=True)])
+  for k, entry in enumerate(classes):
+    if entry.negative:
+      directions[k] -= zero_shot.ensemble(
+          model.encode_texts(entry.negative, name='prompt').pooled)
+  parts = []
+  for part in images:
+    scores = part.pooled @ directions.T / model.temperature
+    if model.matches_words:
+      matches = model.match(part, positive)
+      scores += MATCH_WEIGHT * np.stack([
+          special.logsumexp(matches[:, start:start + count], axis=1) - math.log(count)
+          for start, count in zip(starts, counts, strict=True)], axis=1)
+    parts.append(scores)
+  return np.concatenate(parts)
+
+
+def truths(labels: Sequence[Sequence[str]], *, classes: Sequence[prompts_lib.ClassPrompts]):
+  """(is_positive [n k], labelled [n]): which images are of a class, and which have labels."""
+  normal = [{prompts_lib.normal_label(label) for label in row} for row in labels]
+  is_positive = np.array(
+      [[not row.isdisjoint(entry.labels) for entry in classes] for row in normal],
+      bool).reshape(len(normal), len(classes))
+  return is_positive, np.array([bool(row) for row in normal], bool)
+
+
+def figures(
+    scores: Float[np.ndarray, 'n k'],
+    *,
+    classes: Sequence[prompts_lib.ClassPrompts],
+    labels: Sequence[Sequence[str]],
+    patients: Sequence[str],
+    with_words: bool,
+    seed: int = 0,
+    replicates: int = bootstrap.REPLICATES,
+) -> dict[str, Any]:
+  """Zero-shot figures of images with labels; images without any label are left out.
+
+  `scores` are those of `class_scores`; `with_words`: the model's words are part of them
+  (a protocol of its own). The result also says how many images were left out, and which
+  labels no class stands for.
+  """
+  is_positive, labelled = truths(labels, classes=classes)
+  found = zero_shot.zero_shot(
+      scores[labelled], is_positive[labelled], classes=[entry.name for entry in classes],
+      groups=[p for p, kept in zip(patients, labelled, strict=True) if kept],
+      seed=seed, replicates=replicates)
+  covered = {label for entry in classes for label in entry.labels}
+  seen = {prompts_lib.normal_label(label) for row in labels for label in row}
+  return {
+      **found.as_json(),
+      'protocol': zero_shot.PROTOCOL + ('_words' if with_words else ''),
+      'unlabelled': int((~labelled).sum()),
+      'labels_without_prompts': sorted(seen - covered),
+  }
