@@ -105,6 +105,13 @@ class Threshold(enum.StrEnum):
   PERCENTILE = 'percentile'
 
 
+class Split(enum.StrEnum):
+  """Whose figures a run ends with; choices belong on `val`."""
+
+  VAL = 'val'
+  TEST = 'test'
+
+
 class Precision(enum.StrEnum):
   """Compute dtype of the towers. `auto`: bf16 where the hardware has it."""
 
@@ -239,8 +246,9 @@ class Train:
 class Evaluation:
   """What the run is asked for at its end."""
 
+  split: Split = Split.TEST
   prompts: str = ''  # prompt file for zero-shot classification; '' leaves it out
-  max_pairs: int = 1000  # test pairs used
+  max_pairs: int = 1000  # pairs used
   pictures: int = 24  # grounding overlays drawn
 
 

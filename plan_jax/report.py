@@ -71,6 +71,47 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> N
   _save(figure, path)
 
 
+def leads(
+    differences: Mapping[str, Mapping[str, Any]],
+    *,
+    names: Mapping[str, str],
+    reference: str,
+    path: str | os.PathLike[str],
+) -> None:
+  """Draws the reference's lead over each arm with its interval, one panel a figure.
+
+  `differences[arm][name]` is a `paired.Difference`; `names` says which panels there are.
+  """
+  arms = [arm for arm in differences if differences[arm]]
+  figure = _figure(3.0 * len(names) + 1.2, 0.34 * len(arms) + 1.4)
+  first = None
+  for k, (name, title) in enumerate(names.items()):
+    axes = figure.add_subplot(1, len(names), k + 1, sharey=first)
+    first = first or axes
+    axes.axvline(0, color='#888888', linewidth=1)
+    for row, arm in enumerate(arms):
+      found = differences[arm].get(name)
+      if found is None or math.isnan(found.figure.value):
+        continue
+      clear = found.figure.low > 0 or found.figure.high < 0
+      axes.plot([found.figure.low, found.figure.high], [row, row], color='#1f4e79', linewidth=2)
+      axes.plot(found.figure.value, row, 'o', color='#1f4e79', markersize=6,
+                markerfacecolor='#1f4e79' if clear else 'white')
+    axes.set_title(textwrap.fill(title, 24), fontsize=9)
+    axes.set_yticks(range(len(arms)), arms, fontsize=8)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.tick_params(axis='x', labelsize=7)
+    axes.tick_params(axis='y', length=0, labelleft=not k)
+    for side in ('top', 'right', 'left'):
+      axes.spines[side].set_visible(False)
+  figure.text(
+      0.5, 0.01, ha='center', fontsize=8, color='#444444',
+      s=f'right of 0: {reference} is ahead; line: 95 % interval over samples and seeds; open '
+        'circle: the interval holds 0')
+  figure.tight_layout(rect=(0, 0.05, 1, 1))
+  _save(figure, path)
+
+
 def grounding_page(items: Sequence[Overlay], path: str | os.PathLike[str]) -> None:
   """Draws a page of pairs: the image with the truth's outline, and with the map.
 

@@ -192,18 +192,18 @@ class _Run:
         self.model(state), self.config.data.records, max_pairs=self.config.train.eval_pairs)
 
   def finish(self, state: step_lib.TrainState) -> None:
-    """Test figures, curves, pictures, and where they are."""
+    """Figures, curves, pictures, and where they are."""
     settings = self.config.evaluation
     out = self.workdir / 'eval'
     report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
     saved = self.checkpoints.directory / str(int(state.step))
-    if not len(records_lib.Records(self.config.data.records, 'test')):
-      print(f'the records have no test split, so there are no figures\n\n'
+    if not len(records_lib.Records(self.config.data.records, settings.split)):
+      print(f'the records have no {settings.split} split, so there are no figures\n\n'
             f'checkpoint  {saved}\npictures    {self.workdir / "curves.png"}')
       return
-    print(f'evaluating on the test split (up to {settings.max_pairs} pairs)', flush=True)
+    print(f'evaluating on the {settings.split} split (up to {settings.max_pairs} pairs)', flush=True)
     results = evaluation.evaluate(
-        self.model(state), self.config.data.records, split='test', max_pairs=settings.max_pairs,
+        self.model(state), self.config.data.records, split=settings.split, max_pairs=settings.max_pairs,
         prompts=settings.prompts or None, pictures=settings.pictures, out=out)
     print(evaluation.table(results))
     pictures = [path for path in (out / 'grounding.png', self.workdir / 'curves.png')

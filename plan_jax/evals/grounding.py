@@ -159,28 +159,16 @@ def grounding(
     raise ValueError(
         f'{n} scores, {len(categories)} categories and {len(groups)} groups disagree')
   times = bootstrap.resample(groups, replicates=replicates, seed=seed)
-  columns = {'cnr': scores.cnr[:, None], 'abs_cnr': np.abs(scores.cnr)[:, None],
-             'miou': scores.iou, 'pointing': scores.pointing[:, None]}
   names = sorted(set(categories))
   member = {name: np.array([c == name for c in categories]) for name in names}
   overall, parts = {}, {name: {} for name in names}
-  for metric, values in columns.items():
-    # [category, threshold] of point values and [category, threshold, replicate].
-    points = np.full((len(names), values.shape[1]), math.nan)
-    draws = np.full((len(names), values.shape[1], replicates), math.nan)
+  for metric, values in _columns(scores).items():
+    points, draws = _by_category(values, [member[name] for name in names], times)
     for c, name in enumerate(names):
-      for k, column in enumerate(values.T):
-        kept = np.where(member[name], column, math.nan)
-        points[c, k] = bootstrap.nan_mean(kept)
-        draws[c, k] = bootstrap.weighted_means(kept, times)
       parts[name][metric] = bootstrap.figure(
           float(bootstrap.nan_mean(points[c])), bootstrap.nan_mean(draws[c].T),
           n=_defined(values[member[name]]))
-    over_categories = bootstrap.nan_mean(points.T)  # [threshold]
-    over_draws = bootstrap.nan_mean(np.moveaxis(draws, 0, -1))  # [threshold, replicate]
-    overall[metric] = bootstrap.figure(
-        float(bootstrap.nan_mean(over_categories)), bootstrap.nan_mean(over_draws.T),
-        n=_defined(values))
+    overall[metric] = bootstrap.figure(*_over_categories(points, draws), n=_defined(values))
   return Grounding(
       **overall,
       categories={name: Category(**figures) for name, figures in parts.items()},
@@ -189,10 +177,46 @@ def grounding(
   )
 
 
+def draws(
+    scores: Scores, *, categories: Sequence[str], times: Float[np.ndarray, 'r n'],
+) -> dict[str, tuple[float, Float[np.ndarray, 'r']]]:
+  """Each headline figure's value and bootstrap replicates, to compare models pair by pair.
+
+  `times` are those of `bootstrap.resample`.
+  """
+  members = [np.array([c == name for c in categories]) for name in sorted(set(categories))]
+  return {metric: _over_categories(*_by_category(values, members, times))
+          for metric, values in _columns(scores).items()}
+
+
 def centre_map(grid: tuple[int, int], *, sigma: float = 0.25) -> Float[np.ndarray, 'h w']:
   """The floor: a Gaussian at the frame's centre, sigma as a share of its side."""
   y, x = ((np.arange(size) + 0.5) / size - 0.5 for size in grid)
   return np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * sigma**2)).astype(np.float32)
+
+
+def _columns(scores: Scores) -> dict[str, Float[np.ndarray, 'n k']]:
+  return {'cnr': scores.cnr[:, None], 'abs_cnr': np.abs(scores.cnr)[:, None],
+          'miou': scores.iou, 'pointing': scores.pointing[:, None]}
+
+
+def _by_category(values, members, times):
+  """Point values [category, threshold] and replicates [category, threshold, replicate]."""
+  points = np.full((len(members), values.shape[1]), math.nan)
+  replicates = np.full((len(members), values.shape[1], len(times)), math.nan)
+  for c, member in enumerate(members):
+    for k, column in enumerate(values.T):
+      kept = np.where(member, column, math.nan)
+      points[c, k] = bootstrap.nan_mean(kept)
+      replicates[c, k] = bootstrap.weighted_means(kept, times)
+  return points, replicates
+
+
+def _over_categories(points, replicates) -> tuple[float, Float[np.ndarray, 'r']]:
+  """Mean over categories, then over thresholds."""
+  by_threshold = bootstrap.nan_mean(np.moveaxis(replicates, 0, -1))  # [threshold, replicate]
+  return (float(bootstrap.nan_mean(bootstrap.nan_mean(points.T))),
+          bootstrap.nan_mean(by_threshold.T))
 
 
 def _defined(values: Float[np.ndarray, 'n k']) -> int:

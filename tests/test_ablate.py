@@ -1,0 +1,193 @@
+"""The ablation grid: its runs, its comparisons, its errors."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from plan_jax import ablate
+from plan_jax import ablation
+from plan_jax import config as config_lib
+from plan_jax.data import prepare
+from plan_jax.evals import paired
+
+ROOT = Path(__file__).parents[1]
+IMAGES, PHRASES = 60, 120
+
+GRID = '''
+from plan_jax import ablation
+
+
+def get_config():
+  arm = ablation.Arm
+  return ablation.Grid(
+      base={base!r}, reference='sparc', baselines=('convirt',), seeds=(0, 1),
+      common={{'data.image_size': 64, 'data.max_pieces': 24, 'data.max_words': 16,
+               'model.joint_dim': 16, 'train.steps': 2, 'train.batch_size': 4,
+               'train.eval_pairs': 4, 'evaluation.max_pairs': 8, 'evaluation.pictures': 0}},
+      arms={{'sparc': arm(changes={{'objective.name': 'sparc'}}),
+             'convirt': arm(maps='grounding_pooled', changes={{
+                 'objective.name': 'convirt', {key!r}: 4}})}})
+'''
+
+
+def grid(**changes) -> ablation.Grid:
+  values = dict(
+      base='configs/demo.py', reference='ours', baselines=('theirs',), seeds=(0, 1),
+      arms={'ours': ablation.Arm(changes={'optim.lr': 1e-3}),
+            'theirs': ablation.Arm(changes={'objective.name': 'gloria'}, maps='grounding_words'),
+            'part': ablation.Arm(changes={'objective.gate': 'hard'}, about='(5) hard')})
+  return ablation.Grid(**{**values, **changes})
+
+
+def write_run(workdir, arm, seed, *, lift, pairs=IMAGES, words=True):
+  """A finished run whose phrases score `lift` above those of a run with lift 0."""
+  rng = np.random.default_rng(7)  # the same samples for all runs
+  image = np.repeat(np.arange(IMAGES), PHRASES // IMAGES)
+  base = rng.normal(size=PHRASES)
+  positive = rng.random((IMAGES, 2)) < 0.4
+  noise = rng.normal(size=(IMAGES, 2))
+  ranks = rng.integers(1, 12, IMAGES)
+  samples = {
+      'grounding_image': image, 'grounding_category': np.array(['a', 'b'] * (PHRASES // 2)),
+      'zero_shot_scores': noise + lift * positive, 'zero_shot_positive': positive,
+      'zero_shot_labelled': np.arange(IMAGES) > 3}
+  for part in ('grounding', 'grounding_words'):
+    better = lift + 0.01 * seed + (part == 'grounding_words')
+    samples |= {f'{part}_cnr': base + better, f'{part}_iou': np.tile(base[:, None], 5) * 0.1 + better,
+                f'{part}_pointing': (base + better > 0).astype(float)}
+  for way in ('image_to_text', 'text_to_image'):
+    samples[f'retrieval/{way}'] = ranks
+    if words:
+      samples[f'retrieval_words/{way}'] = np.maximum(ranks - 3, 1)
+  out = ablation.run_directory(workdir, arm, seed=seed) / 'eval'
+  out.mkdir(parents=True)
+  np.savez(out / 'samples.npz', **samples)
+  (out / 'metrics.json').write_text(json.dumps(
+      {'split': 'val', 'pairs': pairs, 'data': {'content_hash': 'abc'}}))
+  return base, samples
+
+
+def test_comparison_pairs_seeds_and_samples(tmp_path):
+  for seed in (0, 1):
+    base, samples = write_run(tmp_path, 'ours', seed, lift=0.5)
+    write_run(tmp_path, 'part', seed, lift=0.2)
+  write_run(tmp_path, 'theirs', 1, lift=0.1, words=False)
+  found = ablation.compare(grid(), tmp_path, replicates=300)
+  assert found.seeds == {'ours': [0, 1], 'theirs': [1], 'part': [0, 1]}
+  ours = found.summaries['ours']['cnr']
+  assert ours.figure.value == pytest.approx(base.mean() + 0.505)
+  assert ours.deviation == pytest.approx(0.01 / np.sqrt(2)) and ours.figure.n == PHRASES
+  assert ours.figure.low < ours.figure.value - 0.1  # the samples vary ...
+  lead = found.differences['part']['cnr']
+  assert lead.figure.value == pytest.approx(0.3)
+  assert (lead.figure.low, lead.figure.high) == (pytest.approx(0.3), pytest.approx(0.3))  # ... this does not
+  assert lead.relative == pytest.approx(0.3 / (base.mean() + 0.205))
+  # The baseline speaks by its own kind of map, and only its seed is compared.
+  assert found.differences['theirs']['cnr'].figure.value == pytest.approx(0.4 - 1.0)
+  assert np.isnan(found.differences['theirs']['cnr'].p_value)
+  # Retrieval by words where a run has it.
+  ranks = samples['retrieval/image_to_text']
+  assert found.summaries['ours']['recall'].figure.value == pytest.approx((ranks <= 8).mean())
+  assert found.summaries['theirs']['recall'].figure.value == pytest.approx((ranks <= 5).mean())
+  assert found.differences['part']['auroc'].figure.low > 0
+  assert json.loads(json.dumps(found.as_json()))['arms']['part']['seeds'] == [0, 1]
+  text = ablation.table(found)
+  assert '`part` (5) hard | 2 |' in text and '+0.300 [+0.300, +0.300]' in text
+  assert text.index('`theirs`') < text.index('one part changed') < text.index('`part`')
+
+
+def test_intervals_of_a_difference_cover_samples_and_seeds():
+  rng = np.random.default_rng(0)
+  draws = rng.normal(size=500) * 0.01
+  same = [(1.0, 1.0 + draws), (1.0, 1.0 + draws)]
+  apart = [(0.8, 0.8 + draws), (0.4, 0.4 + draws)]
+  found = paired.difference(same, apart, n=9)
+  assert found.figure.value == pytest.approx(0.4)
+  assert found.figure.low == pytest.approx(0.2) and found.figure.high == pytest.approx(0.6)
+  assert found.p_value == pytest.approx(0.2952, abs=1e-3)  # t = 2 on one degree of freedom
+  single = paired.difference(same[:1], apart[:1], n=9)
+  assert (single.figure.low, single.figure.high) == (pytest.approx(0.2), pytest.approx(0.2))
+  with pytest.raises(ValueError, match='2 runs cannot be paired with 1'):
+    paired.difference(same, apart[:1], n=9)
+
+
+def test_runs_on_different_pairs_are_not_compared(tmp_path):
+  write_run(tmp_path, 'ours', 0, lift=0.5)
+  write_run(tmp_path, 'part', 0, lift=0.2, pairs=IMAGES - 1)
+  with pytest.raises(ablation.AblationError, match='different pairs.*remove one'):
+    ablation.compare(grid(), tmp_path)
+  assert ablation.compare(grid(), tmp_path / 'empty') is None
+
+
+def test_the_grid_of_the_project():
+  found = ablate.load_grid(str(ROOT / 'configs' / 'ablation.py'))
+  ablate.check(found)
+  assert len(found.seeds) >= 3 and set(found.baselines) == {'convirt', 'sparc', 'gloria', 'mgca'}
+  for arm in found.arms:  # all the same but for what the arm is about
+    assert not {key for key in found.arms[arm].changes if key.split('.')[0] in ('train', 'data')}
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'reference': 'none'}, "'none' is no arm.*ours, theirs, part"),
+    ({'arms': {'ours': ablation.Arm(changes={'optim.lrr': 1.0})}, 'baselines': ()},
+     'optim.lrr: no such setting'),
+    ({'arms': {'ours': ablation.Arm(changes={'objective.gate': 'round'})}, 'baselines': ()},
+     "arm 'ours'.*objective.gate = 'round'"),
+])
+def test_a_slip_in_the_grid_is_found_at_once(change, message, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises((ablation.AblationError, config_lib.ConfigError), match=message):
+    ablate.check(grid(**change))
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+  out = tmp_path_factory.mktemp('records') / 'phantoms'
+  assert prepare.main(['phantom', '--pairs', '64', '--seed', '3', '--size', '64', '--workers', '1',
+                       '--out', str(out)]) == 0
+  return out
+
+
+def test_a_grid_runs_and_continues(tmp_path, records, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setenv('XLA_FLAGS', '')
+  path = tmp_path / 'grid.py'
+  workdir = tmp_path / 'runs'
+
+  def command(*options):
+    return ablate.main([f'--config={path}', f'--workdir={workdir}', f'--records={records}',
+                        *options])
+
+  path.write_text(GRID.format(base=str(ROOT / 'configs' / 'demo.py'), key='model.pixel_stag'))
+  assert command() == 2
+  assert 'did you mean config.model.pixel_stage' in capsys.readouterr().err
+  path.write_text(GRID.format(base=str(ROOT / 'configs' / 'demo.py'), key='model.pixel_stage'))
+  assert command('--arms=plan') == 2 and 'no arm; there are: sparc' in capsys.readouterr().err
+  assert command('--seeds=4') == 2 and 'not in the grid' in capsys.readouterr().err
+
+  assert command('--seeds=0', '--split=val') == 0
+  text = capsys.readouterr().out
+  assert '0 runs are done, 2 to do' in text and 'convirt, seed 0: done (2 of 2' in text
+  found = json.loads((workdir / 'ablation.json').read_text())
+  assert found['split'] == 'val' and set(found['arms']) == {'sparc', 'convirt'}
+  assert set(found['arms']['convirt']['reference_minus_arm']) == {
+      'cnr', 'miou', 'pointing', 'auroc', 'recall'}
+  assert cv2.imread(str(workdir / 'ablation.png')) is not None
+  written = (workdir / 'sparc' / 'seed-0' / 'eval' / 'metrics.json').stat().st_mtime_ns
+  assert command('--seeds=0', '--split=val') == 0
+  assert '2 runs are done, 0 to do' in capsys.readouterr().out
+  assert (workdir / 'sparc' / 'seed-0' / 'eval' / 'metrics.json').stat().st_mtime_ns == written
+
+
+def test_a_run_that_fails_is_named(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  path = tmp_path / 'grid.py'
+  path.write_text(GRID.format(base=str(ROOT / 'configs' / 'demo.py'), key='model.pixel_stage'))
+  assert ablate.main([f'--config={path}', f'--workdir={tmp_path / "runs"}', '--records=nowhere',
+                      '--seeds=0']) == 2
+  message = capsys.readouterr().err
+  assert 'arm sparc, seed 0 failed' in message and "'nowhere' does not exist" in message
+  assert 'log.txt' in message
