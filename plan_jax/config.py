@@ -14,6 +14,7 @@ from typing import Any, Mapping, get_type_hints
 import ml_collections
 
 from plan_jax import errors
+from plan_jax import rules
 
 
 class ConfigError(errors.UserError):
@@ -290,7 +291,8 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
   config = _merge(Config(), values, path='config')
-  _validate(config)
+  for message in rules.broken(config):
+    raise ConfigError(message)  # the first one; mended, the next one shows
   return config
 
 
@@ -341,65 +343,3 @@ def _convert(kind: type, value: Any, path: str):
   if type(value) is not kind:
     raise ConfigError(f'{path} = {value!r}: must be a {kind.__name__}, not a {type(value).__name__}')
   return value
-
-
-def _validate(config: Config) -> None:
-  def require(ok: bool, key: str, rule: str):
-    if not ok:
-      value = config
-      for part in key.split('.'):
-        value = getattr(value, part)
-      raise ConfigError(f'config.{key} = {value!r}: {rule}')
-
-  data, model, objective, train = config.data, config.model, config.objective, config.train
-  require(data.image_size > 0 and data.image_size % 32 == 0, 'data.image_size',
-          'must be a positive multiple of 32, the coarsest stride of the towers')
-  require(3 <= data.max_pieces <= 512, 'data.max_pieces',
-          'must lie in 3..512: [CLS], [SEP] and at least one piece; BERT has 512 positions')
-  require(data.max_words >= 1, 'data.max_words', 'must be at least 1')
-  require(data.threads >= 1, 'data.threads', 'must be at least 1')
-  require(0 < data.augment.min_area <= 1, 'data.augment.min_area', 'must lie in (0, 1]')
-  require(model.pixel_stage in (2, 3, 4), 'model.pixel_stage', 'must be 2, 3 or 4')
-  is_vit = str(model.image).startswith('vit')
-  require(model.pixel_head is PixelHead.LOCAL or is_vit or model.pixel_stage == 4,
-          'model.pixel_stage', "must be 4 with model.pixel_head = 'global', which reads the last map")
-  require(0 <= model.dropout < 1, 'model.dropout', 'must lie in [0, 1)')
-  require(model.joint_dim >= 1, 'model.joint_dim', 'must be at least 1')
-  require(model.temperature > 0, 'model.temperature', 'must be positive')
-  require(objective.gate_width > 0, 'objective.gate_width', 'must be positive')
-  require(objective.local_temperature > 0, 'objective.local_temperature', 'must be positive')
-  require(0 <= objective.ema_decay < 1, 'objective.ema_decay', 'must lie in [0, 1)')
-  require(objective.rounds >= 1, 'objective.rounds', 'must be at least 1')
-  require(objective.reliability_images >= 1, 'objective.reliability_images', 'must be at least 1')
-  require(objective.block_mib >= 1, 'objective.block_mib', 'must be at least 1')
-  for key in ('brightness', 'contrast', 'rotate_degrees'):
-    require(getattr(data.augment, key) >= 0, f'data.augment.{key}', 'must not be negative')
-  for key in ('word_region_weight', 'pixel_word_weight', 'cross_pair_weight', 'refine_weight',
-              'target_blur'):
-    require(getattr(objective, key) >= 0, f'objective.{key}', 'must not be negative')
-  for key in ('lr', 'clip_norm'):
-    require(getattr(config.optim, key) > 0, f'optim.{key}', 'must be positive')
-  for key in ('b1', 'b2'):
-    require(0 <= getattr(config.optim, key) < 1, f'optim.{key}', 'must lie in [0, 1)')
-  for key in ('end_lr', 'weight_decay'):
-    require(getattr(config.optim, key) >= 0, f'optim.{key}', 'must not be negative')
-  require(train.seed >= 0, 'train.seed', 'must not be negative')
-  require(config.evaluation.max_pairs >= 1, 'evaluation.max_pairs', 'must be at least 1')
-  require(config.evaluation.pictures >= 0, 'evaluation.pictures', 'must not be negative')
-  require(0 <= config.optim.warmup < 1, 'optim.warmup', 'is a share of all steps, in [0, 1)')
-  for key in ('steps', 'batch_size', 'log_every', 'eval_every', 'eval_pairs', 'checkpoint_every',
-              'keep_newest'):
-    require(getattr(train, key) >= 1, f'train.{key}', 'must be at least 1')
-  shares = 0.0
-  for field in dataclasses.fields(config.stages):
-    stage, key = getattr(config.stages, field.name), f'stages.{field.name}'
-    require(0 <= stage.share <= 1, f'{key}.share', 'must lie in 0..1')
-    require(0 <= stage.sigma <= 1, f'{key}.sigma', 'must lie in 0..1')
-    require(0 < stage.keep <= 1, f'{key}.keep', 'must lie in (0, 1]')
-    require(stage.gamma > 0, f'{key}.gamma', 'must be positive')
-    for name in ('refine_start', 'refine_end', 'pixel_word'):
-      require(getattr(stage, name) >= 0, f'{key}.{name}', 'must not be negative')
-    require(0 <= stage.short_text_prob <= 1, f'{key}.short_text_prob', 'must lie in 0..1')
-    shares += stage.share
-  if abs(shares - 1) > 1e-6:
-    raise ConfigError(f'config.stages.*.share: the shares sum to {shares:g}; they must sum to 1')
