@@ -18,7 +18,9 @@ is null or absent. Parts:
 the order of the records: for paired comparisons of two models on the same records.
 """
 
+import datetime
 import enum
+from importlib import metadata
 import json
 import math
 import os
@@ -28,14 +30,16 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from plan_jax import inference
+from plan_jax import page
 from plan_jax import prompts as prompts_lib
 from plan_jax import report
-from plan_jax.data import augment
 from plan_jax.data import records as records_lib
 from plan_jax.evals import bootstrap
 from plan_jax.evals import grounding as grounding_lib
+from plan_jax.tasks import cases
 from plan_jax.tasks import examples as examples_lib
 from plan_jax.tasks import grounding
+from plan_jax.tasks import heads
 from plan_jax.tasks import retrieval
 from plan_jax.tasks import zero_shot
 
@@ -46,9 +50,14 @@ class Task(enum.StrEnum):
   ZERO_SHOT = 'zero_shot'
   GROUNDING = 'grounding'
   RETRIEVAL = 'retrieval'
+  LINEAR_PROBE = 'linear_probe'
+  DETECTION = 'detection'
+  SEGMENTATION = 'segmentation'
 
 
 DEFAULT_TASKS = (Task.ZERO_SHOT, Task.GROUNDING, Task.RETRIEVAL)
+_HEADS = {Task.LINEAR_PROBE: heads.probe, Task.DETECTION: heads.detect,
+          Task.SEGMENTATION: heads.segment}
 
 
 def evaluate(
@@ -59,8 +68,11 @@ def evaluate(
     max_pairs: int,
     tasks: Sequence[Task] = DEFAULT_TASKS,
     prompts: str | os.PathLike[str] | None = None,
+    train_pairs: int = heads.TRAIN_PAIRS,
     pictures: int = 0,
     out: str | os.PathLike[str] | None = None,
+    include_text: bool = False,
+    facts: Mapping[str, str] | None = None,
     seed: int = 0,
     replicates: int = bootstrap.REPLICATES,
     progress: bool = True,
@@ -72,17 +84,20 @@ def evaluate(
     directory: of records.
     split: 'train', 'val' or 'test'.
     max_pairs: pairs used, drawn with `seed` where the split has more.
-    tasks: what to compute; zero-shot needs prompts.
+    tasks: what to compute.
     prompts: prompt file; None leaves zero-shot out.
+    train_pairs: the most that heads on the frozen tower learn from.
     pictures: grounding overlays to draw, chosen by lot, the findings in turn.
-    out: gets `metrics.json`, `samples.npz` and, with `pictures`, `grounding.png`; None
-      writes nothing.
-    seed: of the draw and the bootstrap.
+    out: gets `metrics.json`, `samples.npz`, `report.html` and, with `pictures`,
+      `grounding.png`; None writes nothing.
+    include_text: `report.html` may show phrases and reports, which are patients' text.
+    facts: what `report.html` says of the model, besides what is known here.
+    seed: of draws, heads and bootstrap.
     replicates: of the bootstrap.
     progress: prints each slow stage.
 
   Raises:
-    EvaluationError: no pairs in that split.
+    EvaluationError: no pairs in that split, or nothing that a task could learn from.
     prompts.PromptError: the prompt file does not fit the records.
   """
   card = records_lib.read_card(directory)
@@ -94,15 +109,19 @@ def evaluate(
   data = examples_lib.encode(
       model, directory, split=split, max_pairs=max_pairs, seed=seed, progress=progress)
   drawing = dict(seed=seed, replicates=replicates)
-  outcomes, grounded = [], None
+  outcomes, grounded, scores = [], None, None
   if classes:
     outcomes.append(zero_shot.run(model, data, classes=classes, **drawing))
   if Task.GROUNDING in tasks:
     outcome, grounded = grounding.run(model, data, progress=progress, **drawing)
     outcomes.append(outcome)
   if Task.RETRIEVAL in tasks:
-    outcome, _ = retrieval.run(model, data, progress=progress, **drawing)
+    outcome, scores = retrieval.run(model, data, progress=progress, **drawing)
     outcomes.append(outcome)
+  source = heads.Source(
+      directory=directory, train_pairs=train_pairs, seed=seed, progress=progress)
+  outcomes += [run(model, data, source, replicates=replicates)
+               for task, run in _HEADS.items() if task in tasks]
   results = {
       'split': split, 'pairs': len(data.examples),
       'data': {name: card.get(name) for name in ('name', 'kind', 'content_hash')},
@@ -114,12 +133,18 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     _write(out, results, outcomes)
     if grounded and pictures:
-      chosen = choose_pictures(
-          [t.category for t in grounded.targets], count=pictures, seed=seed)
-      examples_lib.note(progress, f'drawing {len(chosen)} grounding overlays')
-      if chosen:
-        report.grounding_page(
-            [_overlay(data, grounded, i) for i in chosen], out / 'grounding.png')
+      _draw_overlays(data, grounded, out / 'grounding.png', count=pictures, seed=seed)
+    examples_lib.note(progress, 'writing the report')
+    shown = {'curves': cases.curves(outcomes)}
+    if grounded:
+      shown |= cases.sections(model, data, grounded, seed=seed)
+    if scores is not None:
+      shown |= cases.retrieved(data, scores, seed=seed)
+    page.write(
+        page.Page(title='What the model finds', results=results,
+                  is_phantom=card.get('kind') == 'phantom',
+                  facts={**(facts or {}), **_facts(results, directory)}, **shown),
+        out / 'report.html', include_text=include_text)
   return results
 
 
@@ -139,17 +164,6 @@ def validate(
   values |= {f'val_grounding_{name}': value
              for name, value in grounding.quick(model, data).items()}
   return {name: value for name, value in values.items() if math.isfinite(value)}
-
-
-def choose_pictures(categories: Sequence[str], *, count: int, seed: int) -> list[int]:
-  """Up to `count` positions, by lot, the categories in turn: not the best ones."""
-  order = np.random.default_rng(seed).permutation(len(categories))
-  queues: dict[str, list[int]] = {}
-  for i in order:
-    queues.setdefault(categories[i], []).append(int(i))
-  turns = sorted(
-      (place, name, i) for name, queue in queues.items() for place, i in enumerate(queue))
-  return [i for _, _, i in turns[:count]]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -186,11 +200,22 @@ def _write(out: pathlib.Path, results, outcomes: Sequence[examples_lib.Outcome])
   np.savez_compressed(out / 'samples.npz', allow_pickle=False, **samples)
 
 
-def _overlay(
-    data: examples_lib.Encoded, grounded: grounding.Grounded, i: int) -> report.Overlay:
-  target = grounded.targets[i]
-  frame, _ = augment.eval_frame(
-      augment.decode_image(data.examples[target.row].image), size=grounding_lib.FRAME)
-  return report.Overlay(
-      image=frame, heat=grounding_lib.to_frame(grounded.maps[i][None])[0], truth=target.truth,
-      phrase=target.text, category=target.category, cnr=float(grounded.scores.cnr[i]))
+def _draw_overlays(data, grounded, path: pathlib.Path, *, count: int, seed: int) -> None:
+  chosen = cases.choose([t.category for t in grounded.targets], count=count, seed=seed)
+  if not chosen:
+    return
+  report.grounding_page([
+      report.Overlay(
+          image=cases.frame_image(data.examples[target.row]), truth=target.truth,
+          heat=grounding_lib.to_frame(grounded.maps[i][None])[0], phrase=target.text,
+          category=target.category, cnr=float(grounded.scores.cnr[i]))
+      for i, target in ((i, grounded.targets[i]) for i in chosen)], path)
+
+
+def _facts(results: Mapping[str, Any], directory: str | os.PathLike[str]) -> dict[str, str]:
+  return {
+      'records': pathlib.Path(directory).name or str(directory),
+      'split': f'{results["split"]}, {results["pairs"]} pairs',
+      'records hash': str(results['data']['content_hash'] or 'unknown')[:16],
+      'plan_jax': metadata.version('plan_jax'), 'jax': metadata.version('jax'),
+      'date': datetime.date.today().isoformat()}

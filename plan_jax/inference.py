@@ -184,6 +184,10 @@ class Model:
              np.full(self.config.data.max_words, -1, np.int32))
     return _joined(self._encoded('encode_text', rows, blank=blank, count=len(texts), label=label))
 
+  def words(self, text: str) -> tuple[str, ...]:
+    """The words of a text that have vectors, in order: without punctuation, cut at the end."""
+    return self._tokenizer(text).words
+
   def ground_pairs(
       self, images: shapes.ImageFeatures, texts: shapes.TextFeatures, *, kind: matching.MapKind,
   ) -> Float[np.ndarray, 'n h w']:

@@ -12,6 +12,7 @@ from plan_jax import prompts
 from plan_jax import shapes
 from plan_jax.data import records as records_lib
 from plan_jax.objectives import matching
+from plan_jax.tasks import cases
 from plan_jax.tasks import examples as examples_lib
 from plan_jax.tasks import zero_shot
 
@@ -52,6 +53,12 @@ class Oracle:
     return shapes.TextFeatures(
         pooled=pooled, words=words, is_word=np.ones((len(texts), 1), bool),
         word_norm=words[..., 0], attention=words[..., 0], backbone=pooled)
+
+  def words(self, text):
+    return tuple(text.split())[:1]
+
+  def word_maps(self, images, texts, *, kind):
+    return images.pixels.reshape(len(images.pixels), 1, -1), np.ones((len(texts.pooled), 1))
 
   def ground_pairs(self, images, texts, *, kind):
     del texts
@@ -209,11 +216,11 @@ def test_truth_is_the_union_of_masks_and_boxes_of_one_phrase():
 
 def test_pictures_take_the_findings_in_turn():
   categories = ['a'] * 20 + ['b'] * 2 + ['c']
-  chosen = evaluation.choose_pictures(categories, count=6, seed=0)
+  chosen = cases.choose(categories, count=6, seed=0)
   assert [categories[i] for i in chosen] == ['a', 'b', 'c', 'a', 'b', 'a']
-  assert chosen == evaluation.choose_pictures(categories, count=6, seed=0)
-  assert len(set(evaluation.choose_pictures(categories, count=99, seed=0))) == 23
-  assert evaluation.choose_pictures([], count=6, seed=0) == []
+  assert chosen == cases.choose(categories, count=6, seed=0)
+  assert len(set(cases.choose(categories, count=99, seed=0))) == 23
+  assert cases.choose([], count=6, seed=0) == []
 
 
 def _classes(**prompt_lists):

@@ -8,10 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = [  # a module imports only from its own level and those above it in this list
-    {'errors', 'shapes', 'config'},
+    {'errors', 'shapes', 'rules', 'config'},
     {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts'},
-    {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'report'},
-    {'train', 'eval_zero_shot', 'data.prepare'},
+    {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
+     'page', 'probes', 'tasks'},
+    {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare'},
 ]
 OWNERS = {  # each heavy dependency has one owner
     'grain': {'plan_jax.data.pipeline'},
@@ -22,7 +23,11 @@ OWNERS = {  # each heavy dependency has one owner
     'tokenizers': {'plan_jax.data.tokenize'},
     'ml_collections': {'plan_jax.config', 'plan_jax.train'},
     'matplotlib': {'plan_jax.report', 'plan_jax.data.phantom.sheet'},
-    'sklearn': {'plan_jax.evals.zero_shot'},
+    'jinja2': {'plan_jax.page.render'},
+    'markupsafe': {'plan_jax.page.render'},
+    'sklearn': {'plan_jax.evals.zero_shot', 'plan_jax.evals.linear_probe'},
+    'pycocotools': {'plan_jax.evals.detection'},
+    'selenium': set(),
     'torch': set(),
     'tensorflow': set(),
     'pickle': set(),

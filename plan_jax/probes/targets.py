@@ -1,0 +1,57 @@
+"""Boxes, masks and labels of a record's phrases, as heads and protocols take them.
+
+Everything is in the evaluation's frame (`grounding.FRAME` pixels a side); the classes
+are the phrases' categories.
+"""
+
+from typing import Sequence
+
+import cv2
+from jaxtyping import Bool
+import numpy as np
+
+from plan_jax.data import augment
+from plan_jax.data import records
+from plan_jax.evals import detection
+from plan_jax.evals import grounding
+
+
+def categories(examples: Sequence[records.Example]) -> tuple[str, ...]:
+  """All categories of the phrases that have a place, sorted: the class ids."""
+  return tuple(sorted({
+      phrase.category for example in examples for phrase in example.phrases
+      if phrase.mask or len(phrase.boxes)}))
+
+
+def boxes(example: records.Example, *, classes: Sequence[str]) -> detection.Truth:
+  """The boxes of an example in the frame.
+
+  A box that two phrases of a category share counts once; one of which the frame shows
+  less than a pixel is left out, as are categories that `classes` lacks.
+  """
+  found: dict[tuple[float, ...], None] = {}  # keeps order
+  if example.phrases:
+    height, width = augment.decode_image(example.image).shape
+    for phrase in example.phrases:
+      if phrase.category not in classes:
+        continue
+      k = classes.index(phrase.category)
+      framed = augment.eval_frame_boxes(
+          phrase.boxes, height=height, width=width, size=grounding.FRAME)
+      for box in framed[(framed[:, 2:] - framed[:, :2]).min(axis=1, initial=np.inf) >= 1]:
+        found[(*box.tolist(), k)] = None
+  rows = np.array(list(found), np.float32).reshape(-1, 5)
+  return detection.Truth(boxes=rows[:, :4], classes=rows[:, 4].astype(int))
+
+
+def masks(
+    example: records.Example, *, classes: Sequence[str],
+) -> Bool[np.ndarray, 'side side k']:
+  """The union of each category's masks in the frame; phrases without a mask count nothing."""
+  out = np.zeros((grounding.FRAME, grounding.FRAME, len(classes)), bool)
+  for phrase in example.phrases:
+    if phrase.mask and phrase.category in classes:
+      mask = cv2.imdecode(np.frombuffer(phrase.mask, np.uint8), cv2.IMREAD_GRAYSCALE)
+      out[:, :, classes.index(phrase.category)] |= augment.eval_frame_mask(
+          mask > 0, size=grounding.FRAME)
+  return out
