@@ -245,7 +245,7 @@ class Model:
   ) -> tuple[Float[np.ndarray, 'n t p'], Float[np.ndarray, 'n t']]:
     """The map of each word of text n on image n, 0 in padding, and the words' weights.
 
-    The phrase's map is the weighted sum; `kind` is WORDS or REGIONS.
+    The phrase's map is the weighted sum; `kind` is REGIONS or WORDS.
     """
     return self._by_words(matching.word_maps, images, texts, kind=kind)
 

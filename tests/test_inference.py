@@ -155,13 +155,18 @@ def test_word_map_is_the_weighted_sum_of_min_max_rows(model, images):
 def test_region_map_is_the_weighted_sum_of_region_weights(model, images):
   features = model.encode_images(images, count=len(images))
   phrases = model.encode_texts(['left effusion'] * len(images))
-  maps, omega = model.word_maps(features, phrases, kind=matching.MapKind.REGIONS)
+  maps, weights = model.word_maps(features, phrases, kind=matching.MapKind.REGIONS)
   real = phrases.is_word
   np.testing.assert_allclose(maps.sum(-1)[real], 1, rtol=1e-5)
   assert not maps[~real].any() and not maps[~features.is_pixel[:, None] & real[..., None]].any()
-  np.testing.assert_allclose(omega.sum(-1), 1, rtol=1e-5)
+  regions = np.einsum('ntp,npd->ntd', maps, features.pixels)
+  regions /= np.maximum(np.linalg.norm(regions, axis=-1, keepdims=True), 1e-9)
+  found = np.where(real, np.exp(5 * np.einsum('ntd,ntd->nt', regions, phrases.words)), 0)
+  np.testing.assert_allclose(weights, found / found.sum(-1, keepdims=True), rtol=1e-4)
+  _, omega = model.word_maps(features, phrases, kind=matching.MapKind.WORDS)
+  assert np.abs(omega - weights).max() > 1e-5  # the words' attention, (10)
   got = model.ground_pairs(features, phrases, kind=matching.MapKind.REGIONS)
-  expected = np.einsum('nt,ntp->np', omega, maps)
+  expected = np.einsum('nt,ntp->np', weights, maps)
   np.testing.assert_allclose(
       got.reshape(len(images), -1)[features.is_pixel], expected[features.is_pixel], atol=1e-6)
 

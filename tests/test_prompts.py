@@ -70,3 +70,36 @@ def test_unknown_classes_are_listed_with_what_there_is(tmp_path):
 def test_shipped_files_read(path):
   classes = prompts.read(path)
   assert len(classes) >= 2 and all(entry.positive for entry in classes)
+
+
+def _shipped(name):
+  path, = (path for path in SHIPPED if path.stem == name)
+  return {entry.name: entry for entry in prompts.read(path)}
+
+
+def test_shipped_sets_follow_their_protocols():
+  chexpert = _shipped('chexpert5')
+  assert [entry.labels[0] for entry in chexpert.values()] == [
+      'atelectasis', 'cardiomegaly', 'consolidation', 'edema', 'pleural effusion']
+  assert 'mild linear atelectasis at the left lung base' in chexpert['Atelectasis'].positive
+  nih = _shipped('nih14')
+  assert len(nih) == 14
+  for entry in nih.values():
+    assert all(text.startswith('There is ') and text.endswith('.') for text in entry.positive)
+    if entry.name != 'Infiltration':
+      assert any(entry.labels[0] in text for text in entry.positive)
+
+
+@pytest.mark.parametrize('name, classes', [
+    ('rsna', {'pneumonia', 'normal'}), ('covid', {'covid-19', 'pneumonia', 'normal'})])
+def test_pneumonia_sets_have_both_sides(name, classes):
+  entries = _shipped(name)
+  assert set(entries) == classes
+  for entry in entries.values():
+    assert entry.negative and not set(entry.positive) & set(entry.negative)
+  assert 'findings consistent with pneumonia' in entries['pneumonia'].positive
+  assert 'no evidence of pneumonia' in entries['pneumonia'].negative
+  assert 'focal bacterial pneumonia in the left lower lobe' in entries['pneumonia'].positive
+  # What speaks for being normal speaks against a disease, never for it.
+  assert not set(entries['normal'].positive) & {
+      text for entry in entries.values() if entry.name != 'normal' for text in entry.positive}

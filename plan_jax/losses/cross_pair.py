@@ -85,6 +85,19 @@ def pair_scores(
   return scores.reshape(words.shape[0], pixels.shape[0]).T
 
 
+def responsibilities(
+    cosine: Float[Array, '... t'], *, is_word: Bool[Array, '... t']
+) -> Float[Array, '... t']:
+  """How much each word carries of its report's Z: the gradient of Z by its cosine, sum 1.
+
+  0 for padding words, and for a report without words.
+
+  Source: method (9), (18).
+  """
+  logits = jnp.where(is_word, WORD_SHARPNESS * cosine, -1e30)
+  return jnp.where(is_word, jax.nn.softmax(logits, axis=-1), 0.0)
+
+
 def batch_loss(
     words: Float[Array, 'b t d'],
     pixels: Float[Array, 'b p d'],

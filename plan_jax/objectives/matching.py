@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 
 from plan_jax import config
 from plan_jax import shapes
+from plan_jax.losses import contrastive
 from plan_jax.losses import cross_pair
 from plan_jax.losses import terms
 from plan_jax.losses import word_pixel
@@ -79,7 +80,11 @@ def word_maps(
     settings: config.Objective,
     kind: MapKind,
 ) -> tuple[Float[Array, 'b t p'], Float[Array, 'b t']]:
-  """Each word's map, S^ of (4) or a of (6), 0 for padding words; and omega of (10)."""
+  """Each word's map, S^ of (4) or a of (6), 0 for padding words; and the words' weights.
+
+  Regions of a model trained with (9) count as they do in its log-sum-exp: a word that
+  finds itself in the image speaks louder. Else omega of (10).
+  """
   match = word_pixel.relate(
       words, pixels, relation=relation, is_word=is_word, is_pixel=is_pixel,
       attend=make_attend(settings, stage=stage), rounds=rounds(settings))
@@ -87,18 +92,21 @@ def word_maps(
     maps = word_pixel.min_max(match.similarity, is_pixel=is_pixel)
   else:
     maps = match.weights
-  if settings.term_weights is config.TermWeights.ATTENTION:
-    omega = terms.attention_weights(attention, is_word=is_word)
+  if kind is MapKind.REGIONS and plan.has_cross_pair(settings):
+    cosine = jnp.einsum('btd,btd->bt', contrastive.unit(words), match.regions)
+    weights = cross_pair.responsibilities(cosine, is_word=is_word)
+  elif settings.term_weights is config.TermWeights.ATTENTION:
+    weights = terms.attention_weights(attention, is_word=is_word)
   else:
-    omega = terms.uniform_weights(is_word)
-  return jnp.where(is_word[..., None], maps, 0.0), omega
+    weights = terms.uniform_weights(is_word)
+  return jnp.where(is_word[..., None], maps, 0.0), weights
 
 
 @functools.partial(jax.jit, static_argnames=('settings', 'kind'))
 def phrase_map(*features, **how) -> Float[Array, 'b p']:
-  """sum_l omega_l S^_{l,p}, or sum_l omega_l a_{l,p}, of method (18)."""
-  maps, omega = word_maps(*features, **how)
-  return jnp.einsum('bt,btp->bp', omega, maps)
+  """The weighted sum over words of `word_maps`: method (18)."""
+  maps, weights = word_maps(*features, **how)
+  return jnp.einsum('bt,btp->bp', weights, maps)
 
 
 @functools.partial(jax.jit, static_argnames='settings')

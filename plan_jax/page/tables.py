@@ -122,12 +122,13 @@ def tiles(results: Mapping[str, Any]) -> list[Tile]:
     return _number(node['value']) if _is_figure(node) else None
 
   fixed = 'the same spot in the middle for every phrase'
-  candidates = _number(_at(results, ('retrieval', 'candidates')))
+  best = 'retrieval_words' if results.get('retrieval_words') else 'retrieval'
+  candidates = _number(_at(results, (best, 'candidates')))
   among = f' of {candidates:g}' if candidates else ''
   add(('zero_shot', 'macro_auroc'), 'Findings told apart without labels (AUROC)', 'guessing', 0.5)
   add(('grounding', 'cnr'), 'Map stands out where the phrase belongs (CNR)', fixed, floor('cnr'))
   add(('grounding', 'pointing'), 'Brightest point inside the outline', fixed, floor('pointing'))
-  add(('retrieval', 'image_to_text', 'r@5'), f'Own report among the first 5{among}',
+  add((best, 'image_to_text', 'r@5'), f'Own report among the first 5{among}',
       'guessing, about', min(1, 5 / candidates) if candidates else None)
   return found
 

@@ -23,13 +23,20 @@ _PARTS = {  # title, how to read it
         'Grounding: does the model look at the right place?',
         'For a phrase from a report the model draws a map of where it sees what the phrase says. '
         'The map is compared with the region that was outlined for that phrase. Word maps join '
-        'the maps of the phrase\'s words; phrase maps come from the phrase as a whole; the floor '
-        'is the same spot in the middle of every image. Averages are taken within each finding '
-        'first, then over findings.'),
+        'the regions of the phrase\'s words, or all similarities to these words; phrase maps '
+        'come from the phrase as a whole; the floor is the same spot in the middle of every '
+        'image. Averages are taken within each finding first, then over findings.'),
     'retrieval': (
         'Retrieval: does the model find the report that belongs to an image?',
         'Each image is compared with all reports (and each report with all images), and the '
         'candidates are ranked by similarity. Identical reports count as the right one.'),
+    'retrieval_words': (
+        'Retrieval, words counted',
+        'The same, but how well the words of a report find their regions in the image counts '
+        'beside the similarity as a whole.'),
+    'class_retrieval_words': (
+        'Retrieval by class, words counted',
+        'The same, words counted.'),
     'class_retrieval': (
         'Retrieval by class',
         'Images and reports are queries for each other; a candidate is right when it has the '
@@ -41,14 +48,19 @@ _PARTS = {  # title, how to read it
     'detection': (
         'Detection',
         'A detector on the image tower, trained on outlined examples, marks findings with boxes.'),
+    'detection_mgca_skips_empty': (
+        'Detection, as published for MGCA',
+        'The same detector, but images without a box and images without a detection are left '
+        'out: false alarms on healthy images cost nothing. For comparison with papers only.'),
     'segmentation': (
         'Segmentation',
         'A decoder on the image tower, trained on outlined examples, marks each pixel.'),
 }
 
 _ROWS = {
-    'grounding': 'word maps',
-    'grounding_margin': 'word maps, margin left out',
+    'grounding': 'word maps: regions',
+    'grounding_margin': 'word maps: regions, margin left out',
+    'grounding_words': 'word maps: similarities',
     'grounding_pooled': 'phrase maps',
     'grounding_centre': 'floor: fixed centre',
     'image_to_text': 'image → report',
