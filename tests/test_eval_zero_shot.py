@@ -7,18 +7,13 @@ import subprocess
 import sys
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import plan_jax
 import tiny
-from plan_jax import checkpoint
 from plan_jax import errors
 from plan_jax import eval_zero_shot
-from plan_jax import optim
-from plan_jax import step as step_lib
 from plan_jax.data import prepare
 from plan_jax.data import tokenize
 
@@ -36,18 +31,7 @@ def workdir(tmp_path_factory):
   """A run's directory with one checkpoint of random weights."""
   directory = tmp_path_factory.mktemp('run')
   vocabulary = tokenize.train_vocabulary(['clear lungs', 'left right opacity'] * 3, size=200)
-  config = tiny.config()
-  model = step_lib.build_model(config, vocab_size=len(vocabulary))
-  optimizer = optim.make_optimizer(config.optim, total_steps=10)
-  expected = jax.eval_shape(lambda: step_lib.init_state(model, optimizer, config=config))
-  rng = np.random.default_rng(0)  # compiling the initialisation would take far longer
-  state = jax.tree.map(
-      lambda x: jnp.asarray(0.1 * np.abs(rng.normal(size=x.shape)), x.dtype), expected)
-  store = checkpoint.Checkpoints(directory / 'checkpoints', stage_ends=[10], keep_newest=2)
-  store.save(state, about=checkpoint.describe(
-      config, vocabulary=vocabulary, stage='discover', content_hash='0' * 64, examples_seen=0,
-      metrics={}))
-  store.close()
+  tiny.save_checkpoint(directory, vocabulary=vocabulary, settings=tiny.config())
   return directory
 
 

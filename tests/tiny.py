@@ -1,9 +1,17 @@
 """A config, batches and records small enough for tests."""
 
+import pathlib
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from plan_jax import checkpoint
 from plan_jax import config as config_lib
+from plan_jax import optim
 from plan_jax import shapes
+from plan_jax import step as step_lib
 
 VOCAB_SIZE = 50
 
@@ -41,3 +49,19 @@ def batch(settings: config_lib.Config, *, seed: int = 0) -> shapes.Batch:
   return shapes.Batch(
       image=image, extent=extent, pieces=pieces, piece_word=piece_word, word_form=word_form,
       is_negation=(word_form % 7 == 0) & (word_form >= 0))
+
+
+def save_checkpoint(
+    directory: pathlib.Path, *, vocabulary: Sequence[str], settings: config_lib.Config) -> None:
+  """One checkpoint of random weights in a run's directory."""
+  model = step_lib.build_model(settings, vocab_size=len(vocabulary))
+  optimizer = optim.make_optimizer(settings.optim, total_steps=10)
+  expected = jax.eval_shape(lambda: step_lib.init_state(model, optimizer, config=settings))
+  rng = np.random.default_rng(0)  # compiling the initialisation would take far longer
+  state = jax.tree.map(
+      lambda x: jnp.asarray(0.1 * np.abs(rng.normal(size=x.shape)), x.dtype), expected)
+  store = checkpoint.Checkpoints(directory / 'checkpoints', stage_ends=[10], keep_newest=2)
+  store.save(state, about=checkpoint.describe(
+      settings, vocabulary=vocabulary, stage='discover', content_hash='0' * 64, examples_seen=0,
+      metrics={}))
+  store.close()
