@@ -173,6 +173,7 @@ class Objective:
   pixel_word_weight: float = 1.0  # of (8), times the stage's
   negatives: Negatives = Negatives.GLOBAL
   cross_pair_weight: float = 1.0  # lambda_b of (9)
+  cross_pair_words: int = 0  # words a report that (11) draws for (9) in each step; 0: all
   refine_weight: float = 1.0  # lambda_p of (14), times the stage's
   teacher: Teacher = Teacher.EMA
   ema_decay: float = 0.996  # mu of (13)

@@ -38,6 +38,7 @@ def broken(config: Any) -> list[str]:
   require(objective.block_mib >= 1, 'objective.block_mib', 'must be at least 1')
   for key in ('brightness', 'contrast', 'rotate_degrees'):
     require(getattr(data.augment, key) >= 0, f'data.augment.{key}', 'must not be negative')
+  require(objective.cross_pair_words >= 0, 'objective.cross_pair_words', 'must not be negative')
   for key in ('word_region_weight', 'pixel_word_weight', 'cross_pair_weight', 'refine_weight',
               'target_blur'):
     require(getattr(objective, key) >= 0, f'objective.{key}', 'must not be negative')

@@ -13,6 +13,7 @@ from plan_jax import mesh as mesh_lib
 from plan_jax import shapes
 from plan_jax import stages
 from plan_jax.losses import contrastive
+from plan_jax.losses import terms
 from plan_jax.objectives import convirt
 from plan_jax.objectives import plan
 
@@ -322,6 +323,29 @@ def test_every_switch_has_its_effect():
   assert parts(rounds=2)['word_region'] != base['word_region']
   assert parts(term_filter=False)['refine'] != base['refine']
   assert parts(target_blur=0.0)['refine'] != base['refine']
+
+
+def test_cross_pair_contrast_of_drawn_words():
+  outputs, batch = example()
+  stage = SCHEDULE.values(90)
+
+  def part(**changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return float(values(outputs, batch, stage, settings=settings).parts['cross_pair'])
+
+  every = part()
+  assert part(cross_pair_words=T) == pytest.approx(every, rel=1e-5)  # in another order
+  assert abs(part(cross_pair_words=2) - every) > 1e-3
+  # One word a report leaves the report that this word alone would be.
+  *_, draw_rng = jax.random.split(jax.random.key(0), 3)
+  omega = terms.attention_weights(outputs.text.attention, is_word=outputs.text.is_word)
+  score = np.where(outputs.text.is_word,
+                   np.log(np.maximum(omega, 1e-20)) + jax.random.gumbel(draw_rng, omega.shape),
+                   -np.inf)
+  alone = np.arange(T) == np.argmax(score, axis=1)[:, None]
+  shorter = outputs.replace(text=outputs.text.replace(is_word=alone & outputs.text.is_word))
+  expected = float(values(shorter, batch, stage).parts['cross_pair'])
+  assert part(cross_pair_words=1) == pytest.approx(expected, rel=1e-4)
 
 
 def test_device_scope_keeps_to_each_devices_part():

@@ -54,6 +54,21 @@ def test_keeps_the_heaviest_share_of_words(share):
     assert set(np.flatnonzero(row)) == set(np.argsort(-real[:count], kind='stable')[:n])
 
 
+@pytest.mark.parametrize('count', [3, 10, 40])
+def test_drawn_words_are_those_that_rank_first(count):
+  rng = np.random.default_rng(0)
+  weights = rng.random((11, 10)).astype(np.float32)
+  noise = rng.gumbel(size=(11, 10)).astype(np.float32)
+  is_word = np.arange(10) < np.arange(11)[:, None]
+  place = np.asarray(terms.draw_words(weights, is_word=is_word, count=count, noise=noise))
+  assert place.shape == (11, min(count, 10))
+  score = np.log(weights) + noise
+  for row, real, words in zip(place, score, range(11), strict=True):
+    assert len(set(row)) == len(row)
+    drawn = [k for k in row if k < words]
+    assert set(drawn) == set(np.argsort(-real[:words], kind='stable')[:count])
+
+
 def test_noise_draws_words_in_proportion_to_their_weight():
   weights = jnp.tile(jnp.array([[0.6, 0.3, 0.1]]), (4000, 1))
   kept = terms.keep_words(

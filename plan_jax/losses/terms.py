@@ -1,7 +1,8 @@
 """Diagnostic terms: how much each word of a report matters, and which are kept."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from plan_jax import shapes
 
@@ -67,6 +68,24 @@ def keep_words(
   # 1e-4: the fp32 product of, say, 0.7 and 10 must not count as 8 words.
   kept = jnp.ceil(share * jnp.sum(is_word, axis=-1, keepdims=True) - 1e-4)
   return is_word & (rank < kept)
+
+
+def draw_words(
+    weights: Float[Array, 'b t'],
+    *,
+    is_word: Bool[Array, 'b t'],
+    count: int,
+    noise: Float[Array, 'b t'] | float,
+) -> Int[Array, 'b n']:
+  """Positions of the `count` words that `keep_words` would rank first, in no order.
+
+  Padding comes last: a shorter report fills up with it. Static shape, so that what
+  follows costs `count` words a report.
+
+  Source: method (11).
+  """
+  score = jnp.where(is_word, jnp.log(jnp.maximum(weights, 1e-20)) + noise, -jnp.inf)
+  return jax.lax.top_k(score, min(count, score.shape[-1]))[1]
 
 
 def keep_negations(

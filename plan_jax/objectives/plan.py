@@ -45,7 +45,7 @@ def plan_loss(
     stage: the schedule's values at this step; may be traced.
     settings: switches, static.
     grid: rows and columns of the pixel grid.
-    rng: for (11) and (12).
+    rng: for the draws of (11) and (12).
     short_text: pooled vectors of the reports reduced to the words marked True; run
       only in the steps that (12) draws.
     devices: how many devices share the batch, in contiguous equal parts: the groups
@@ -78,9 +78,9 @@ def plan_loss(
       'cells_per_word': word_pixel.effective_cells(match.weights, is_word=is_word),
       'region_cosine': word_pixel.region_cosine(match.regions, is_word=is_word)}
 
+  keep_rng, short_rng, draw_rng = jax.random.split(rng, 3)
   pooled, is_kept = text.pooled, is_word
   if settings.term_filter:
-    keep_rng, short_rng = jax.random.split(rng)
     is_kept = terms.keep_words(
         omega, is_word=is_word, share=stage.keep,
         noise=jax.random.gumbel(keep_rng, omega.shape))
@@ -113,8 +113,15 @@ def plan_loss(
     weights['pixel_word'] = settings.pixel_word_weight * stage.pixel_word_weight
 
   if has_cross_pair(settings):
+    words, is_drawn = text.words, is_word
+    if settings.cross_pair_words:
+      place = terms.draw_words(
+          omega, is_word=is_word, count=settings.cross_pair_words,
+          noise=jax.random.gumbel(draw_rng, omega.shape))
+      words = jnp.take_along_axis(words, place[..., None], axis=1)
+      is_drawn = jnp.take_along_axis(is_word, place, axis=1)
     parts['cross_pair'] = cross_pair.batch_loss(
-        text.words, image.pixels, relation=outputs.relation, is_word=is_word,
+        words, image.pixels, relation=outputs.relation, is_word=is_drawn,
         is_pixel=image.is_pixel, attend=attend, rounds=settings.rounds,
         is_global=settings.negatives is config.Negatives.GLOBAL, mib=settings.block_mib,
         devices=devices, replicate=replicate)
