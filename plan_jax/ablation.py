@@ -28,15 +28,10 @@ class AblationError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-  """One way to train: `changes` are settings by dotted key.
-
-  `maps` is the part of metrics.json that speaks for its grounding: the kind of map that
-  does best for it on data that the table does not use.
-  """
+  """One way to train: `changes` are settings by dotted key."""
 
   changes: Mapping[str, Any]
   about: str = ''
-  maps: str = 'grounding'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +80,7 @@ class Comparison:
 
   grid: Grid
   seeds: Mapping[str, Sequence[int]]  # finished ones of each arm
+  maps: Mapping[str, str]  # kind of map and whether words count, of each arm
   summaries: Mapping[str, Mapping[str, paired.Summary]]  # by arm, then figure
   differences: Mapping[str, Mapping[str, paired.Difference]]  # reference minus arm
   content_hash: str
@@ -98,7 +94,7 @@ class Comparison:
         'arms': {
             arm: {
                 'about': self.grid.arms[arm].about, 'changes': dict(self.grid.arms[arm].changes),
-                'maps': self.grid.arms[arm].maps, 'seeds': list(self.seeds[arm]),
+                'maps': self.maps[arm], 'seeds': list(self.seeds[arm]),
                 'figures': {name: each.as_json() for name, each in figures.items()},
                 'reference_minus_arm': {
                     name: each.as_json()
@@ -130,7 +126,7 @@ def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.RE
     for seed in grid.seeds:
       directory = run_directory(workdir, arm, seed=seed)
       if is_done(directory):
-        runs.setdefault(arm, {})[seed] = _read(directory, arm=grid.arms[arm], replicates=replicates)
+        runs.setdefault(arm, {})[seed] = _read(directory, replicates=replicates)
   if grid.reference not in runs:
     return None
   about = {(run.content_hash, run.split, run.pairs): run.directory
@@ -158,6 +154,7 @@ def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.RE
             [by_seed[seed].figures[name] for seed in both], n=n)
   return Comparison(
       grid=grid, seeds={arm: list(by_seed) for arm, by_seed in runs.items()},
+      maps={arm: next(iter(by_seed.values())).maps for arm, by_seed in runs.items()},
       summaries=summaries, differences=differences, content_hash=content_hash, split=split,
       pairs=pairs)
 
@@ -170,39 +167,43 @@ class _Run:
   content_hash: str
   split: str
   pairs: int
+  maps: str
   figures: Mapping[str, paired.Run]
   samples: Mapping[str, int]
 
 
-def _read(directory: pathlib.Path, *, arm: Arm, replicates: int) -> _Run:
+def _read(directory: pathlib.Path, *, replicates: int) -> _Run:
   results = json.loads((directory / 'eval' / 'metrics.json').read_text('utf-8'))
   figures, samples = {}, {}
+  kind = results['grounding']['maps']
   with np.load(directory / 'eval' / 'samples.npz', allow_pickle=False) as values:
-    images = values['grounding_image']
-    if len(images):
+    patient, image = values['patient'], values['grounding_image']
+    if len(image):
       scores = grounding.Scores(**{
-          name: values[f'{arm.maps}_{name}'] for name in ('cnr', 'iou', 'pointing')})
-      times = bootstrap.resample(images, replicates=replicates, seed=0)
+          name: values[f'grounding_{kind}/{name}'] for name in ('cnr', 'iou', 'pointing')})
+      times = bootstrap.resample(patient[image], replicates=replicates, seed=0)
       found = grounding.draws(scores, categories=list(values['grounding_category']), times=times)
       figures |= {name: found[name] for name in ('cnr', 'miou', 'pointing')}
-      samples |= dict.fromkeys(('cnr', 'miou', 'pointing'), len(images))
+      samples |= dict.fromkeys(('cnr', 'miou', 'pointing'), len(image))
     if 'zero_shot_scores' in values:
       kept = values['zero_shot_labelled']
-      found = values['zero_shot_scores'][kept], values['zero_shot_positive'][kept]
-      figures['auroc'] = _macro_auroc(*found, replicates=replicates)
+      times = bootstrap.resample(patient[kept], replicates=replicates, seed=0)
+      figures['auroc'] = _macro_auroc(
+          values['zero_shot_scores'][kept], values['zero_shot_positive'][kept], times)
       samples['auroc'] = int(kept.sum())
-    part = 'retrieval_words' if 'retrieval_words/image_to_text' in values else 'retrieval'
+    with_words = 'retrieval_words/image_to_text' in values
+    part = 'retrieval_words' if with_words else 'retrieval'
     hits = np.mean([values[f'{part}/{way}'] <= 5 for way in ('image_to_text', 'text_to_image')], 0)
-    times = bootstrap.resample(np.arange(len(hits)), replicates=replicates, seed=0)
+    times = bootstrap.resample(patient[values['reported']], replicates=replicates, seed=0)
     figures['recall'] = (float(hits.mean()), bootstrap.weighted_means(hits, times))
     samples['recall'] = len(hits)
   return _Run(
       directory=directory, content_hash=results['data']['content_hash'], split=results['split'],
-      pairs=results['pairs'], figures=figures, samples=samples)
+      pairs=results['pairs'], maps=f'{kind}, words count' if with_words else kind,
+      figures=figures, samples=samples)
 
 
-def _macro_auroc(scores, is_positive, *, replicates: int) -> paired.Run:
-  times = bootstrap.resample(np.arange(len(scores)), replicates=replicates, seed=0)
+def _macro_auroc(scores, is_positive, times) -> paired.Run:
   once = np.ones((1, len(scores)))
   columns = [(scores[:, k], is_positive[:, k]) for k in range(scores.shape[1])]
   points = np.array([zero_shot.aurocs(*column, once)[0] for column in columns])
@@ -224,12 +225,13 @@ def table(found: Comparison) -> str:
     if not arms:
       continue
     lines += [f'**{title}**', '',
-              '| arm | seeds | ' + ' | '.join(FIGURES.values()) + ' |',
-              '|---|---|' + '---|' * len(FIGURES)]
+              '| arm | maps, matching | seeds | ' + ' | '.join(FIGURES.values()) + ' |',
+              '|---|---|---|' + '---|' * len(FIGURES)]
     for arm in arms:
       cells = [_cell(found, arm, name) for name in FIGURES]
       about = grid.arms[arm].about
-      lines.append(f'| `{arm}`{" " + about if about else ""} | {len(found.seeds[arm])} | '
+      lines.append(f'| `{arm}`{" " + about if about else ""} | {found.maps[arm]} | '
+                   f'{len(found.seeds[arm])} | '
                    + ' | '.join(cells) + ' |')
     lines.append('')
   return '\n'.join(lines)

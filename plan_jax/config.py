@@ -162,7 +162,8 @@ class Model:
 class Objective:
   """Which loss, with the switches of docs/method.md.
 
-  The baselines read `negatives` and `block_mib` (GLoRIA) and nothing else.
+  The baselines train by `negatives` and `block_mib` (GLoRIA) and nothing else; maps of
+  phrases weigh words by `term_weights` for all.
   """
 
   name: ObjectiveName = ObjectiveName.PLAN

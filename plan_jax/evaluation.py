@@ -5,10 +5,12 @@ The shape of `metrics.json` is fixed: every figure is {value, low, high, n} with
 is null or absent. Parts:
 
   zero_shot            AUROC per class and macro (null without a prompt file)
-  grounding            maps by the words' regions; grounding_margin: centre of the frame only
-  grounding_words      maps by the words' similarities
-  grounding_pooled     maps by the phrase's vector, the published protocol's form
+  grounding            by the kind of map that speaks for the objective (`maps` names it);
+                       grounding_margin: centre of the frame only
+  grounding_regions, grounding_words, grounding_pooled    the other kinds of map: by the
+                       words' regions, their similarities, the phrase's vector
   grounding_centre     the floor: the same Gaussian in the middle for every phrase
+  grounding_ceiling    truth itself, seen by the model's grid
   retrieval            image to text and text to image over all pairs, by the vectors
   retrieval_words      the same by vectors and words, where the model matches words
   class_retrieval      P@K over single-label pairs; class_retrieval_words likewise
@@ -25,7 +27,7 @@ import json
 import math
 import os
 import pathlib
-from typing import Any, Mapping, Sequence
+from typing import Any, BinaryIO, Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -131,7 +133,12 @@ def evaluate(
   if out is not None:
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, results, outcomes)
+    codes = np.unique(np.array(data.patients, np.str_), return_inverse=True)[1]
+    samples = {'patient': codes, 'reported': np.array(data.reported, int)}
+    for outcome in outcomes:
+      samples |= outcome.samples
+    _replace(out / 'samples.npz', lambda file: np.savez_compressed(
+        file, allow_pickle=False, **samples))
     if grounded and pictures:
       _draw_overlays(data, grounded, out / 'grounding.png', count=pictures, seed=seed)
     examples_lib.note(progress, 'writing the report')
@@ -145,6 +152,9 @@ def evaluate(
                   is_phantom=card.get('kind') == 'phantom',
                   facts={**(facts or {}), **_facts(results, directory)}, **shown),
         out / 'report.html', include_text=include_text)
+    # Last: where it stands, the rest does.
+    text = json.dumps(results, indent=2) + '\n'
+    _replace(out / 'metrics.json', lambda file: file.write(text.encode()))
   return results
 
 
@@ -193,11 +203,12 @@ def figure_text(found: Mapping[str, float | int | None]) -> str:
   return f'{found["value"]:.3f} [{found["low"]:.3f}, {found["high"]:.3f}]'
 
 
-def _write(out: pathlib.Path, results, outcomes: Sequence[examples_lib.Outcome]) -> None:
-  text = json.dumps(results, indent=2) + '\n'
-  (out / 'metrics.json').write_text(text, 'utf-8')
-  samples = {name: value for outcome in outcomes for name, value in outcome.samples.items()}
-  np.savez_compressed(out / 'samples.npz', allow_pickle=False, **samples)
+def _replace(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
+  """Writes a file whole or not at all."""
+  fresh = path.with_name(path.name + '.tmp')
+  with fresh.open('wb') as file:
+    write(file)
+  fresh.replace(path)
 
 
 def _draw_overlays(data, grounded, path: pathlib.Path, *, count: int, seed: int) -> None:

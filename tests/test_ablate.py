@@ -28,7 +28,7 @@ def get_config():
                'model.joint_dim': 16, 'train.steps': 2, 'train.batch_size': 4,
                'train.eval_pairs': 4, 'evaluation.max_pairs': 8, 'evaluation.pictures': 0}},
       arms={{'sparc': arm(changes={{'objective.name': 'sparc'}}),
-             'convirt': arm(maps='grounding_pooled', changes={{
+             'convirt': arm(changes={{
                  'objective.name': 'convirt', {key!r}: 4}})}})
 '''
 
@@ -37,36 +37,39 @@ def grid(**changes) -> ablation.Grid:
   values = dict(
       base='configs/demo.py', reference='ours', baselines=('theirs',), seeds=(0, 1),
       arms={'ours': ablation.Arm(changes={'optim.lr': 1e-3}),
-            'theirs': ablation.Arm(changes={'objective.name': 'gloria'}, maps='grounding_words'),
+            'theirs': ablation.Arm(changes={'objective.name': 'gloria'}),
             'part': ablation.Arm(changes={'objective.gate': 'hard'}, about='(5) hard')})
   return ablation.Grid(**{**values, **changes})
 
 
-def write_run(workdir, arm, seed, *, lift, pairs=IMAGES, words=True):
+def write_run(workdir, arm, seed, *, lift, pairs=IMAGES, maps='regions', words=True):
   """A finished run whose phrases score `lift` above those of a run with lift 0."""
   rng = np.random.default_rng(7)  # the same samples for all runs
-  image = np.repeat(np.arange(IMAGES), PHRASES // IMAGES)
   base = rng.normal(size=PHRASES)
   positive = rng.random((IMAGES, 2)) < 0.4
   noise = rng.normal(size=(IMAGES, 2))
   ranks = rng.integers(1, 12, IMAGES)
   samples = {
-      'grounding_image': image, 'grounding_category': np.array(['a', 'b'] * (PHRASES // 2)),
+      'patient': np.arange(IMAGES) // 2, 'reported': np.arange(IMAGES),
+      'grounding_image': np.repeat(np.arange(IMAGES), PHRASES // IMAGES),
+      'grounding_category': np.array(['a', 'b'] * (PHRASES // 2)),
       'zero_shot_scores': noise + lift * positive, 'zero_shot_positive': positive,
       'zero_shot_labelled': np.arange(IMAGES) > 3}
-  for part in ('grounding', 'grounding_words'):
-    better = lift + 0.01 * seed + (part == 'grounding_words')
-    samples |= {f'{part}_cnr': base + better, f'{part}_iou': np.tile(base[:, None], 5) * 0.1 + better,
-                f'{part}_pointing': (base + better > 0).astype(float)}
+  for kind in ('regions', 'words'):
+    better = lift + 0.01 * seed + (kind == 'words')
+    samples |= {f'grounding_{kind}/cnr': base + better,
+                f'grounding_{kind}/iou': np.tile(base[:, None], 5) * 0.1 + better,
+                f'grounding_{kind}/pointing': (base + better > 0).astype(float)}
   for way in ('image_to_text', 'text_to_image'):
     samples[f'retrieval/{way}'] = ranks
     if words:
       samples[f'retrieval_words/{way}'] = np.maximum(ranks - 3, 1)
-  out = ablation.run_directory(workdir, arm, seed=seed) / 'eval'
-  out.mkdir(parents=True)
-  np.savez(out / 'samples.npz', **samples)
-  (out / 'metrics.json').write_text(json.dumps(
-      {'split': 'val', 'pairs': pairs, 'data': {'content_hash': 'abc'}}))
+  run = ablation.run_directory(workdir, arm, seed=seed)
+  (run / 'eval').mkdir(parents=True)
+  np.savez(run / 'eval' / 'samples.npz', **samples)
+  (run / 'eval' / 'metrics.json').write_text(json.dumps(
+      {'split': 'val', 'pairs': pairs, 'data': {'content_hash': 'abc'},
+       'grounding': {'maps': maps}}))
   return base, samples
 
 
@@ -74,7 +77,7 @@ def test_comparison_pairs_seeds_and_samples(tmp_path):
   for seed in (0, 1):
     base, samples = write_run(tmp_path, 'ours', seed, lift=0.5)
     write_run(tmp_path, 'part', seed, lift=0.2)
-  write_run(tmp_path, 'theirs', 1, lift=0.1, words=False)
+  write_run(tmp_path, 'theirs', 1, lift=0.1, maps='words', words=False)
   found = ablation.compare(grid(), tmp_path, replicates=300)
   assert found.seeds == {'ours': [0, 1], 'theirs': [1], 'part': [0, 1]}
   ours = found.summaries['ours']['cnr']
@@ -95,7 +98,8 @@ def test_comparison_pairs_seeds_and_samples(tmp_path):
   assert found.differences['part']['auroc'].figure.low > 0
   assert json.loads(json.dumps(found.as_json()))['arms']['part']['seeds'] == [0, 1]
   text = ablation.table(found)
-  assert '`part` (5) hard | 2 |' in text and '+0.300 [+0.300, +0.300]' in text
+  assert '`part` (5) hard | regions, words count | 2 |' in text and '| `theirs` | words | 1' in text
+  assert '+0.300 [+0.300, +0.300]' in text
   assert text.index('`theirs`') < text.index('one part changed') < text.index('`part`')
 
 

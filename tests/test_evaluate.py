@@ -77,6 +77,7 @@ def test_every_task_has_its_part(everything):
       'grounding_words': 'grounding/ms_cxr',
       'grounding_pooled': 'grounding/ms_cxr',
       'grounding_centre': 'grounding/ms_cxr',
+      'grounding_ceiling': 'grounding/ms_cxr',
       'grounding_margin': 'grounding/ms_cxr_margin',
       'retrieval': 'retrieval/instance_identical_reports_are_hits',
       'retrieval_words': 'retrieval/instance_identical_reports_are_hits_words',
@@ -100,7 +101,7 @@ def test_every_task_has_its_part(everything):
 def test_samples_are_the_values_behind_the_figures(everything):
   got = json.loads((everything / 'metrics.json').read_text())
   with np.load(everything / 'samples.npz', allow_pickle=False) as samples:
-    pointing = samples['grounding_pointing']
+    pointing = samples['grounding_regions/pointing']
     category = samples['grounding_category']
     hits = samples['retrieval_words/text_to_image'] <= 5
     assert np.isfinite(samples['zero_shot_scores']).all()

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from plan_jax import config as config_lib
 from plan_jax import evaluation
 from plan_jax import prompts
 from plan_jax import shapes
@@ -33,6 +34,7 @@ class Oracle:
   """
 
   image_size, grid = 56, (14, 14)
+  config = config_lib.Config()
   temperature, matches_words = 0.5, False
 
   def encode_images(self, images, *, count, names=(), label=''):

@@ -28,7 +28,10 @@ def close_gradients(ours, theirs):
 
 
 def sparc_fine_loss(tokens, patches, mask, temperature):
-  """Equations (1)-(5) of arXiv 2401.09865, one image and one token at a time."""
+  """Equations (1)-(5) of arXiv 2401.09865, one image and one token at a time.
+
+  As in its pseudo-code, patches come as they are, and what is contrasted is normalised.
+  """
   losses = []
   for t, v, real in zip(tokens, patches, mask, strict=True):
     t = t[real]
@@ -36,7 +39,8 @@ def sparc_fine_loss(tokens, patches, mask, temperature):
     s = (s - s.min(1, keepdims=True)) / (s.max(1, keepdims=True) - s.min(1, keepdims=True))
     s = np.where(s >= 1 / len(v), s, 0.0)
     c = (s / s.sum(1, keepdims=True)) @ v
-    phi = (c / np.linalg.norm(c, axis=1, keepdims=True)) @ t.T / temperature
+    unit = t / np.linalg.norm(t, axis=1, keepdims=True)
+    phi = (c / np.linalg.norm(c, axis=1, keepdims=True)) @ unit.T / temperature
     token = 0.0
     for j in range(len(t)):
       token -= np.log(np.exp(phi[j, j]) / np.exp(phi[j]).sum())
@@ -45,8 +49,8 @@ def sparc_fine_loss(tokens, patches, mask, temperature):
   return np.sum(losses) / (2 * len(losses))
 
 
-def outputs(*, images, texts, words, pixels, is_word, prototypes=None, word_attention=None,
-            pixel_attention=None):
+def outputs(*, images, texts, words, pixels, is_word, temperature=0.07, prototypes=None,
+            word_attention=None, pixel_attention=None):
   """A forward pass made of raw vectors, as the model's heads would leave it."""
   b, p, d = pixels.shape
   flat = jnp.ones((b, p)) / p
@@ -60,7 +64,7 @@ def outputs(*, images, texts, words, pixels, is_word, prototypes=None, word_atte
           word_norm=layers.length(words), is_word=is_word,
           attention=jnp.ones(words.shape[:2]) if word_attention is None else word_attention,
           backbone=texts),
-      relation=jnp.zeros((d, d)), temperature=jnp.float32(0.07),
+      relation=jnp.zeros((d, d)), temperature=jnp.float32(temperature),
       prototypes=jnp.zeros((0, d)) if prototypes is None else prototypes)
 
 
@@ -72,8 +76,6 @@ def test_sparc():
   terms = sparc.sparc_loss(outputs(
       images=jnp.array(images), texts=jnp.array(texts), words=jnp.array(words),
       pixels=jnp.array(pixels), is_word=jnp.array(is_word)))
-  words /= np.linalg.norm(words, axis=-1, keepdims=True)
-  pixels /= np.linalg.norm(pixels, axis=-1, keepdims=True)
   fine = sparc_fine_loss(words, pixels, is_word, 0.1)
   assert float(terms.parts['word_region']) == pytest.approx(fine, rel=1e-5)
   assert float(terms.total) == pytest.approx(fine + float(terms.parts['global']), rel=1e-5)
@@ -141,7 +143,8 @@ def test_gloria(mib):
   def parts(images, texts, words, pixels):
     return gloria.gloria_loss(
         outputs(images=images, texts=texts, words=words.swapaxes(1, 2), is_word=is_word,
-                pixels=pixels.reshape(b, d, h * w).swapaxes(1, 2)), settings=settings)
+                pixels=pixels.reshape(b, d, h * w).swapaxes(1, 2), temperature=0.1),
+        settings=settings)
 
   inputs = [data[name] for name in
             ('global_image', 'global_text', 'word_features', 'image_features')]

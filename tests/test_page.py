@@ -294,9 +294,9 @@ def test_tables_of_the_known_parts():
   assert parts['zero_shot'].tables[1].extras == ['positives', 'prevalence']
   assert parts['zero_shot'].facts == {'protocol': 'zero_shot/prompts', 'undefined': 'nodule'}
   kinds = 'grounding', 'All kinds of map'
-  assert cells[*kinds, 'word maps: regions', 'CNR'].text == '1.234'
+  assert cells[*kinds, 'headline maps', 'CNR'].text == '1.234'
   assert cells[*kinds, 'floor: fixed centre', 'CNR'].text == '0.111'
-  assert cells['grounding', 'By finding: word maps: regions', 'edema', 'pointing game'].text == 'undefined'
+  assert cells['grounding', 'By finding: headline maps', 'edema', 'pointing game'].text == 'undefined'
   by_finding = parts['grounding'].tables[1]
   assert not by_finding.shared_n and parts['grounding'].tables[0].shared_n
   assert cells['retrieval', 'Overall', 'image → report', 'median rank'].interval == '[3, 6.5]'
@@ -306,8 +306,8 @@ def test_tables_of_the_known_parts():
 
 def test_bars_of_one_metric_have_one_scale():
   cells = _cells(tiny_page.results())
-  overall = cells['grounding', 'All kinds of map', 'word maps: regions', 'CNR'].bar
-  finding = cells['grounding', 'By finding: word maps: regions', 'pneumothorax', 'CNR'].bar  # 3.1
+  overall = cells['grounding', 'All kinds of map', 'headline maps', 'CNR'].bar
+  finding = cells['grounding', 'By finding: headline maps', 'pneumothorax', 'CNR'].bar  # 3.1
   assert finding.high == 100 and overall.end == pytest.approx(100 * 1.234 / 3.14, abs=0.01)
 
 

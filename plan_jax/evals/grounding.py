@@ -195,6 +195,15 @@ def centre_map(grid: tuple[int, int], *, sigma: float = 0.25) -> Float[np.ndarra
   return np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * sigma**2)).astype(np.float32)
 
 
+def on_grid(
+    truths: Sequence[Bool[np.ndarray, 'side side']], *, grid: tuple[int, int],
+) -> Float[np.ndarray, 'n h w']:
+  """The ceiling: each cell's share of truth, what a perfect model of this grid would say."""
+  shares = [cv2.resize(np.asarray(truth, np.float32), grid[::-1], interpolation=cv2.INTER_AREA)
+            for truth in truths]
+  return np.array(shares, np.float32).reshape(-1, *grid)
+
+
 def _columns(scores: Scores) -> dict[str, Float[np.ndarray, 'n k']]:
   return {'cnr': scores.cnr[:, None], 'abs_cnr': np.abs(scores.cnr)[:, None],
           'miou': scores.iou, 'pointing': scores.pointing[:, None]}

@@ -14,7 +14,6 @@ from plan_jax.losses import cross_pair
 Array = shapes.Array
 
 SHARPNESS = 4.0  # of the attention over pixels
-TEMPERATURE = 0.1  # of the global term
 
 
 def gloria_loss(
@@ -32,12 +31,13 @@ def gloria_loss(
     devices: as in `plan.plan_loss`.
     replicate: as in `plan.plan_loss`.
 
-  Source: GLoRIA (Huang et al., ICCV 2021) and its code: temperatures 4, 5, 10, sum.
+  Source: GLoRIA (Huang et al., ICCV 2021) and its code: temperatures 4, 5, 10, sum; the
+  global term's, published as .1, is that of the model.
   """
   image, text = outputs.image, outputs.text
   parts = {
       'global': 2 * contrastive.global_loss(
-          image.pooled, text.pooled, temperature=TEMPERATURE),
+          image.pooled, text.pooled, temperature=outputs.temperature),
       'cross_pair': 2 * cross_pair.batch_loss(
           text.words * text.word_norm[..., None], image.pixels * image.pixel_norm[..., None],
           relation=jnp.zeros_like(outputs.relation), is_word=text.is_word,

@@ -12,7 +12,6 @@ from plan_jax.losses import word_pixel
 Array = shapes.Array
 
 PROTOTYPES = 500
-TEMPERATURE = 0.07  # of instances
 TOKEN_TEMPERATURE = 0.1
 PROTOTYPE_TEMPERATURE = 0.2
 TOKEN_WEIGHT = 0.7
@@ -29,11 +28,13 @@ def mgca_loss(outputs: shapes.Outputs, *, renormalise: bool) -> shapes.Terms:
     renormalise: see `token_loss`; the published ResNet variant does, the ViT's does not.
 
   Source: MGCA (Wang et al., NeurIPS 2022) and its code. There the prototypes stay fixed
-  for the first epoch; here they are learned from the start.
+  for the first epoch; here they are learned from the start. The temperature of instances,
+  published as .07, is the model's.
   """
   image, text = outputs.image, outputs.text
   parts = {
-      'global': 2 * contrastive.global_loss(image.pooled, text.pooled, temperature=TEMPERATURE),
+      'global': 2 * contrastive.global_loss(
+          image.pooled, text.pooled, temperature=outputs.temperature),
       'token': token_loss(
           text.words, image.pixels, is_word=text.is_word, is_pixel=image.is_pixel,
           word_attention=text.attention, pixel_attention=image.attention,

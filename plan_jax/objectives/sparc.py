@@ -20,13 +20,15 @@ def sparc_loss(outputs: shapes.Outputs) -> shapes.Terms:
   """The global term plus the fine-grained term.
 
   Both with weight 1; the paper weighs them by dataset and learns the temperatures.
+  Regions are means of the pixels as they are before normalisation, as in the paper's
+  pseudo-code.
 
   Source: SPARC (Bica et al., arXiv 2401.09865), equations (1)-(6).
   """
   image, text = outputs.image, outputs.text
   fine = fine_loss(
-      text.words, image.pixels, is_word=text.is_word & jnp.any(image.is_pixel, 1, keepdims=True),
-      is_pixel=image.is_pixel)
+      text.words, image.pixels * image.pixel_norm[..., None],
+      is_word=text.is_word & jnp.any(image.is_pixel, 1, keepdims=True), is_pixel=image.is_pixel)
   parts = {
       'global': contrastive.global_loss(
           image.pooled, text.pooled, temperature=outputs.temperature),
@@ -36,9 +38,9 @@ def sparc_loss(outputs: shapes.Outputs) -> shapes.Terms:
 
 
 def fine_loss(words, pixels, *, is_word, is_pixel):
-  """Words [b t d] against the regions of all words of their report, and back.
+  """Unit words [b t d] against the regions of all words of their report, and back.
 
-  The published form: words count alike, and a repeated word is a negative of itself.
+  `pixels` [b p d] need not have length 1. The published form: words count alike, and a repeated word is a negative of itself.
   """
   match = word_pixel.relate(
       words, pixels, relation=jnp.zeros((words.shape[-1],) * 2), is_word=is_word,

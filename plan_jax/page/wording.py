@@ -24,8 +24,9 @@ _PARTS = {  # title, how to read it
         'For a phrase from a report the model draws a map of where it sees what the phrase says. '
         'The map is compared with the region that was outlined for that phrase. Word maps join '
         'the regions of the phrase\'s words, or all similarities to these words; phrase maps '
-        'come from the phrase as a whole; the floor is the same spot in the middle of every '
-        'image. Averages are taken within each finding first, then over findings.'),
+        'come from the phrase as a whole; the headline is the kind that suits the training. The '
+        'floor is the same spot in the middle of every image, the ceiling truth itself as coarse '
+        'as the model sees. Averages are taken within each finding first, then over findings.'),
     'retrieval': (
         'Retrieval: does the model find the report that belongs to an image?',
         'Each image is compared with all reports (and each report with all images), and the '
@@ -58,11 +59,13 @@ _PARTS = {  # title, how to read it
 }
 
 _ROWS = {
-    'grounding': 'word maps: regions',
-    'grounding_margin': 'word maps: regions, margin left out',
+    'grounding': 'headline maps',
+    'grounding_margin': 'headline maps, margin left out',
+    'grounding_regions': 'word maps: regions',
     'grounding_words': 'word maps: similarities',
     'grounding_pooled': 'phrase maps',
     'grounding_centre': 'floor: fixed centre',
+    'grounding_ceiling': 'ceiling: truth on this grid',
     'image_to_text': 'image → report',
     'text_to_image': 'report → image',
 }

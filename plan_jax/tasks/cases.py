@@ -11,6 +11,7 @@ from plan_jax.data import augment
 from plan_jax.data import records as records_lib
 from plan_jax.evals import grounding as grounding_lib
 from plan_jax.evals import retrieval as retrieval_lib
+from plan_jax.objectives import matching
 from plan_jax.tasks import examples as examples_lib
 from plan_jax.tasks import grounding
 
@@ -73,15 +74,17 @@ def _cases(
   targets = [grounded.targets[i] for i in chosen]
   texts = model.encode_texts([target.text for target in targets], name='phrase')
   images = grounding.take(data.images, [target.row for target in targets])
-  maps, omega = model.word_maps(images, texts, kind=grounding.HEADLINE)
+  by_words = grounded.kind is not matching.MapKind.POOLED
+  if by_words:
+    maps, weights = model.word_maps(images, texts, kind=grounded.kind)
   for k, (i, target) in enumerate(zip(chosen, targets, strict=True)):
     example = data.examples[target.row]
     iou = grounded.scores.iou[i]
     words = [
-        page.WordMap(text=word, weight=float(omega[k, place]),
+        page.WordMap(text=word, weight=float(weights[k, place]),
                      heat=grounding_lib.to_frame(
                          maps[k, place].reshape(1, *model.grid), side=56)[0])
-        for place, word in enumerate(model.words(target.text))]
+        for place, word in enumerate(model.words(target.text) if by_words else ())]
     yield page.GroundingCase(
         id=example.id, image=frame_image(example), phrase=target.text, category=target.category,
         heat=grounding_lib.to_frame(grounded.maps[i][None], side=112)[0], words=words,

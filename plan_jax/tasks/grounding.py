@@ -11,17 +11,15 @@ from plan_jax.evals import grounding
 from plan_jax.objectives import matching
 from plan_jax.tasks import examples as examples_lib
 
-HEADLINE = matching.MapKind.REGIONS  # the map that pictures and `grounding` show
 FIGURES = ('cnr', 'miou', 'pointing')
-_PARTS = {matching.MapKind.REGIONS: 'grounding', matching.MapKind.WORDS: 'grounding_words',
-          matching.MapKind.POOLED: 'grounding_pooled'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grounded:
-  """Phrases with the headline map's grid and scores, for pictures."""
+  """Phrases with the headline map's kind, grids and scores, for pictures."""
 
   targets: Sequence[examples_lib.Target]
+  kind: matching.MapKind
   maps: Float[np.ndarray, 'n h w']
   scores: grounding.Scores
 
@@ -40,33 +38,43 @@ def run(
     replicates: int,
     progress: bool,
 ) -> tuple[examples_lib.Outcome, Grounded]:
-  """Figures of each kind of map, of the centre of the frame only, and of a fixed map."""
+  """Figures of each kind of map, of the centre of the frame only, of a floor and a ceiling.
+
+  The floor is one Gaussian in the middle for all; the ceiling is truth itself, seen by
+  the model's grid.
+  """
   targets = targets_of(data)
   truths = [target.truth for target in targets]
   maps = phrase_maps(model, data, targets, progress=progress)
   examples_lib.note(progress, 'grounding: figures and their intervals')
-  centre = np.broadcast_to(grounding.centre_map(model.grid), (len(targets), *model.grid))
-  scores = {kind: grounding.score_all(grids, truths) for kind, grids in maps.items()}
-  margin = grounding.score_all(maps[HEADLINE], truths, margin=True)
-  floor = grounding.score_all(centre, truths)
+  patients = data.patients
 
   def figures(found, *, maps, margin=False) -> dict[str, Any]:
     result = grounding.grounding(
-        found, categories=[t.category for t in targets], groups=[t.row for t in targets],
-        margin=margin, seed=seed, replicates=replicates)
+        found, categories=[t.category for t in targets],
+        groups=[patients[t.row] for t in targets], margin=margin, seed=seed,
+        replicates=replicates)
     return {'maps': str(maps), **result.as_json()}
 
-  parts = {_PARTS[kind]: figures(found, maps=kind) for kind, found in scores.items()}
-  parts['grounding_margin'] = figures(margin, maps=HEADLINE, margin=True)
-  parts['grounding_centre'] = figures(floor, maps='centre')
+  headline = matching.headline(model.config.objective)
+  scores = {kind: grounding.score_all(grids, truths) for kind, grids in maps.items()}
+  parts = {'grounding': figures(scores[headline], maps=headline)}
+  parts |= {f'grounding_{kind}': figures(found, maps=kind)
+            for kind, found in scores.items() if kind is not headline}
+  parts['grounding_margin'] = figures(
+      grounding.score_all(maps[headline], truths, margin=True), maps=headline, margin=True)
+  centre = np.broadcast_to(grounding.centre_map(model.grid), (len(targets), *model.grid))
+  parts['grounding_centre'] = figures(grounding.score_all(centre, truths), maps='centre')
+  ceiling = grounding.on_grid(truths, grid=model.grid)
+  parts['grounding_ceiling'] = figures(grounding.score_all(ceiling, truths), maps='truth')
   samples = {'grounding_category': np.array([t.category for t in targets], np.str_),
              'grounding_image': np.array([t.row for t in targets], int)}
   for kind, found in scores.items():
     for field in dataclasses.fields(found):
-      samples[f'{_PARTS[kind]}_{field.name}'] = getattr(found, field.name)
+      samples[f'grounding_{kind}/{field.name}'] = getattr(found, field.name)
   return (
       examples_lib.Outcome(parts=parts, samples=samples),
-      Grounded(targets=targets, maps=maps[HEADLINE], scores=scores[HEADLINE]))
+      Grounded(targets=targets, kind=headline, maps=maps[headline], scores=scores[headline]))
 
 
 def quick(model: inference.Model, data: examples_lib.Encoded) -> dict[str, float]:
@@ -74,7 +82,8 @@ def quick(model: inference.Model, data: examples_lib.Encoded) -> dict[str, float
   targets = targets_of(data)
   if not targets:
     return {}
-  maps = phrase_maps(model, data, targets, kinds=(HEADLINE,), progress=False)[HEADLINE]
+  headline = matching.headline(model.config.objective)
+  maps = phrase_maps(model, data, targets, kinds=(headline,), progress=False)[headline]
   found = grounding.grounding(
       grounding.score_all(maps, [t.truth for t in targets]), replicates=1,
       categories=[t.category for t in targets], groups=[t.row for t in targets])
