@@ -22,7 +22,7 @@ def get_config() -> ablation.Grid:
       reference='plan',
       baselines=('convirt', 'sparc', 'gloria', 'mgca'),
       seeds=(0, 1, 2),
-      phantoms=ablation.Phantoms(pairs=13000, seed=5),
+      phantoms=ablation.Phantoms(pairs=13000, seed=6),
       arms={
           'plan': arm(changes={}),
           # What was trained on pooled vectors is asked for maps through their head.
