@@ -9,10 +9,13 @@ after each run, and prints the table.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +25,7 @@ from plan_jax import ablation
 from plan_jax import config as config_lib
 from plan_jax import errors
 from plan_jax import report
+from plan_jax.data import records as records_lib
 
 
 def load_grid(path: str) -> ablation.Grid:
@@ -30,30 +34,30 @@ def load_grid(path: str) -> ablation.Grid:
   Raises:
     AblationError: no such file, or one that gives no grid.
   """
-  if not os.path.isfile(path):
-    raise ablation.AblationError(f'--config={path}: no such file; see configs/ablation.py')
   found = _call_get_config(path)
   if not isinstance(found, ablation.Grid):
     raise ablation.AblationError(
-        f'--config={path}: its get_config() gives no ablation.Grid; see configs/ablation.py')
+        f'{path}: its get_config() gives no ablation.Grid; see configs/ablation.py')
   return found
 
 
-def check(grid: ablation.Grid) -> None:
-  """Resolves every arm, so that a slip costs no hours.
+def resolve(grid: ablation.Grid, arm: str, *, seed: int, split: str) -> config_lib.Config:
+  """The whole config of a run.
 
   Raises:
-    ConfigError: an arm's settings.
+    ConfigError: a setting of the arm that does not exist or cannot be.
   """
-  for arm in grid.arms:
-    values = _call_get_config(grid.base)
-    for key, value in grid.changes(arm, seed=0).items():
+  values = _call_get_config(grid.base)
+  try:
+    for key, value in {**grid.changes(arm, seed=seed), 'evaluation.split': split}.items():
       config_lib.require_key(key)
-      values.update_from_flattened_dict({key: value})
-    try:
-      config_lib.resolve(values)
-    except config_lib.ConfigError as error:
-      raise config_lib.ConfigError(f'arm {arm!r}: {error}') from error
+      try:
+        values.update_from_flattened_dict({key: value})
+      except TypeError as error:
+        raise config_lib.ConfigError(f'config.{key} = {value!r}: {error}') from error
+    return config_lib.resolve(values)
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'arm {arm!r}: {error}') from error
 
 
 def run(args: argparse.Namespace) -> None:
@@ -63,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
     UserError: grid, records or a run that cannot be used.
   """
   grid = load_grid(args.config)
-  check(grid)
+  for arm in grid.arms:  # so that a slip costs no hours
+    resolve(grid, arm, seed=0, split=args.split)
   arms, seeds = args.arms or list(grid.arms), args.seeds or list(grid.seeds)
   for arm in arms:
     if arm not in grid.arms:
@@ -74,11 +79,18 @@ def run(args: argparse.Namespace) -> None:
           f'--seeds: {seed} is not in the grid ({", ".join(map(str, grid.seeds))}); add it to '
           f'{args.config}')
   workdir = pathlib.Path(args.workdir).absolute()
-  workdir.mkdir(parents=True, exist_ok=True)
+  errors.require_writable(workdir, option='--workdir')
   records = args.records or draw_phantoms(grid, workdir)
+  content_hash = records_lib.read_card(records)['content_hash']
   # Seed by seed, so that a grid that is stopped early has whole comparisons.
-  todo = [(arm, seed) for seed in seeds for arm in arms
-          if not ablation.is_done(ablation.run_directory(workdir, arm, seed=seed))]
+  todo = []
+  for seed, arm in itertools.product(seeds, arms):
+    directory = ablation.run_directory(workdir, arm, seed=seed)
+    if (directory / 'config.json').exists():
+      ablation.require_same(
+          directory, resolve(grid, arm, seed=seed, split=args.split), content_hash=content_hash)
+    if not ablation.is_done(directory):
+      todo.append((arm, seed))
   done, began = len(arms) * len(seeds) - len(todo), time.monotonic()
   print(f'{len(arms)} arms, {len(seeds)} seeds: {done} runs are done, {len(todo)} to do',
         flush=True)
@@ -92,6 +104,8 @@ def run(args: argparse.Namespace) -> None:
   found = write(grid, workdir)
   if found:
     print(f'\n{ablation.table(found)}\nwritten: {workdir}/ablation.{{json,md,png}}')
+  else:
+    print(f'no table yet: the reference {grid.reference!r} has no finished run in {workdir}')
 
 
 def draw_phantoms(grid: ablation.Grid, workdir: pathlib.Path) -> str:
@@ -140,23 +154,44 @@ def write(grid: ablation.Grid, workdir: pathlib.Path) -> ablation.Comparison | N
 
 
 def _call_get_config(path: str) -> Any:
-  spec = importlib.util.spec_from_file_location('grid', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+  if not os.path.isfile(path) or not path.endswith('.py'):
+    raise ablation.AblationError(f'{path}: no such Python file; see configs/ablation.py')
+  try:
+    spec = importlib.util.spec_from_file_location('grid', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+  except errors.UserError:
+    raise
+  except Exception as error:  # a file of the user's: anything can come out of it
+    raise ablation.AblationError(
+        f'{path}: cannot be used ({type(error).__name__}: {error}); it needs get_config(), such '
+        'as configs/ablation.py has') from error
 
 
 def _call(arguments: Sequence[str], *, what: str, log: pathlib.Path | None = None) -> None:
-  with open(log, 'a', encoding='utf-8') if log else open(os.devnull, 'w') as out:
-    print(f'{what} ...', flush=True)
-    status = subprocess.run(
-        [sys.executable, *arguments], stdout=out if log else None,
-        stderr=subprocess.STDOUT if log else None, check=False).returncode
-  if status:
-    tail = log.read_text('utf-8').strip().splitlines()[-1] if log else ''
-    raise ablation.AblationError(
-        f'{what} failed with status {status}{": " + tail if tail else ""}'
-        f'{f" (all of it: {log})" if log else ""}; mend it and run the same command again')
+  print(f'{what} ...', flush=True)
+  with contextlib.ExitStack() as stack:
+    out = stack.enter_context(log.open('a', encoding='utf-8')) if log else None
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=out, stderr=subprocess.STDOUT if log else None)
+    # Training saves and stops when it is asked to; the signal of a terminal reaches it as well.
+    before = {number: signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+      status = process.wait()
+    finally:
+      for number, handler in before.items():
+        signal.signal(number, handler)
+  if not status:
+    return
+  lines = log.read_text('utf-8').strip().splitlines() if log else []
+  tail = lines[-1] if lines else ''
+  if 'the same command continues' in tail:
+    raise KeyboardInterrupt
+  raise ablation.AblationError(
+      f'{what} failed with status {status}{": " + tail if tail else ""}'
+      f'{f" (all of it: {log})" if log else ""}; mend it and run the same command again')
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -176,16 +211,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the command; 0, or 2 after an error that the user can mend."""
-  try:
-    run(parse(argv))
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('\nstopped; the same command continues', file=sys.stderr)
-    return 130
-  return 0
+  """Runs the command; 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
+  return errors.exit_status(lambda: run(parse(argv)), again='the same command continues')
 
 
 if __name__ == '__main__':

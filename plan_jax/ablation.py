@@ -11,6 +11,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from plan_jax import config as config_lib
 from plan_jax import errors
 from plan_jax.evals import bootstrap
 from plan_jax.evals import grounding
@@ -108,8 +109,31 @@ def run_directory(workdir: pathlib.Path, arm: str, *, seed: int) -> pathlib.Path
 
 
 def is_done(run: pathlib.Path) -> bool:
-  """Whether a run has its figures."""
-  return (run / 'eval' / 'metrics.json').exists() and (run / 'eval' / 'samples.npz').exists()
+  """Whether a run has its figures: metrics.json is written last, and whole."""
+  return (run / 'eval' / 'metrics.json').exists()
+
+
+def require_same(run: pathlib.Path, config: config_lib.Config, *, content_hash: str) -> None:
+  """Checks that what is in a run's directory is what the grid asks for now.
+
+  Raises:
+    AblationError: other settings, or other records.
+  """
+  # Resolved, so that a setting which is newer than the run counts with its default.
+  found = config_lib.to_dict(config_lib.resolve(
+      json.loads((run / 'config.json').read_text('utf-8'))))
+  wanted = config_lib.to_dict(config)
+  mend = f'remove {run}, or choose another --workdir'
+  for group, settings in wanted.items():
+    for name, value in settings.items():
+      if (group, name) != ('data', 'records') and found[group][name] != value:
+        raise AblationError(f'{run} was made with config.{group}.{name} = '
+                            f'{found[group][name]!r}, the grid now says {value!r}; {mend}')
+  if is_done(run):
+    made = json.loads((run / 'eval' / 'metrics.json').read_text('utf-8'))['data']['content_hash']
+    if made != content_hash:
+      raise AblationError(f'{run} was evaluated on other records ({made[:12]} and not '
+                          f'{content_hash[:12]}); {mend}')
 
 
 def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.REPLICATES,
@@ -146,12 +170,14 @@ def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.RE
       found = [run.figures[name] for run in by_seed.values() if name in run.figures]
       if not found:
         continue
-      n = next(iter(by_seed.values())).samples[name]
+      n = next(run.samples[name] for run in by_seed.values() if name in run.samples)
       summaries[arm][name] = paired.summary(found, n=n)
-      if arm != grid.reference and both:
+      pairs_of_runs = [(reference[seed].figures, by_seed[seed].figures) for seed in both]
+      paired_runs = [(ours[name], theirs[name]) for ours, theirs in pairs_of_runs
+                     if name in ours and name in theirs]
+      if arm != grid.reference and paired_runs:
         differences[arm][name] = paired.difference(
-            [reference[seed].figures[name] for seed in both],
-            [by_seed[seed].figures[name] for seed in both], n=n)
+            [ours for ours, _ in paired_runs], [theirs for _, theirs in paired_runs], n=n)
   return Comparison(
       grid=grid, seeds={arm: list(by_seed) for arm, by_seed in runs.items()},
       maps={arm: next(iter(by_seed.values())).maps for arm, by_seed in runs.items()},
@@ -218,8 +244,10 @@ def table(found: Comparison) -> str:
             (f'{grid.reference} with one part changed',
              [arm for arm in grid.arms if arm not in (grid.reference, *grid.baselines)])]
   lines = [f'{found.split} split, {found.pairs} pairs. Mean over seeds [95 % interval over samples '
-           f'and seeds]; below it, the lead of `{grid.reference}` over the arm: difference '
-           '[interval], paired by sample and seed.', '']
+           f'and seeds; of one seed: over samples]; below it, the lead of `{grid.reference}` over '
+           'the arm: difference [interval], paired by sample and seed. Maps: the kind that speaks '
+           'for the objective; retrieval and zero-shot by vectors, and by words where they count.',
+           '']
   for title, arms in groups:
     arms = [arm for arm in arms if arm in found.summaries]
     if not arms:
@@ -241,6 +269,8 @@ def _cell(found: Comparison, arm: str, name: str) -> str:
   if name not in found.summaries[arm]:
     return ''
   figure = found.summaries[arm][name].figure
+  if np.isnan(figure.value):
+    return 'undefined'
   text = f'{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]'
   lead = found.differences.get(arm, {}).get(name)
   if lead:

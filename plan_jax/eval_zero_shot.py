@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     raise EvalError(f'split {source.split!r} of {source.name} has no images; name another --split')
   prompts_lib.require_known(classes, known=source.known, where=source.name)
   out = pathlib.Path(args.out or '.')
-  _require_writable(out)
+  errors.require_writable(out, option='--out')
 
   print(f'loading {args.checkpoint}', flush=True)
   model = inference.load(args.checkpoint, platform='cpu')
@@ -220,27 +220,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the command; 0, or 2 after an error that the user can mend."""
+  """Runs the command; 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
   # Before any backend starts: no accelerator is touched, whatever the environment says.
   jax.config.update('jax_platforms', 'cpu')
-  try:
-    run(parse(argv))
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
-
-
-def _require_writable(out: pathlib.Path) -> None:
-  """Fails before the long part, not after it."""
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / '.writable'
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise EvalError(
-        f'--out {out}: cannot be written ({error.strerror}); choose another directory') from error
+  return errors.exit_status(lambda: run(parse(argv)), again='run the same command again')
 
 
 if __name__ == '__main__':

@@ -23,10 +23,6 @@ from plan_jax import inference
 from plan_jax.tasks import heads
 
 
-class EvaluateError(errors.UserError):
-  """Arguments that cannot be used."""
-
-
 def run(args: argparse.Namespace) -> None:
   """Evaluates as the arguments say.
 
@@ -34,20 +30,14 @@ def run(args: argparse.Namespace) -> None:
     errors.UserError: something given cannot be used.
   """
   out = pathlib.Path(args.out)
-  _require_writable(out)
+  errors.require_writable(out, option='--out')
   print(f'loading {args.checkpoint}', flush=True)
   model = inference.load(args.checkpoint, platform=args.platform)
   began = time.monotonic()
   results = evaluation.evaluate(
       model, args.records, split=args.split, max_pairs=args.max_pairs, tasks=args.tasks,
       prompts=args.prompts or None, train_pairs=args.train_pairs, out=out,
-      include_text=args.include_text, seed=args.seed,
-      facts={'checkpoint': pathlib.Path(args.checkpoint).absolute().name,
-             'objective': str(model.config.objective.name),
-             'towers': f'{model.config.model.image}, {model.config.model.text}',
-             'image side': f'{model.image_size} pixels',
-             'training steps': str(model.config.train.steps),
-             'tasks': ', '.join(args.tasks)})
+      checkpoint=args.checkpoint, include_text=args.include_text, seed=args.seed)
   print(evaluation.table(results))
   print(f'\nfigures     {out / "metrics.json"}\npage        {out / "report.html"}'
         f'\n({time.monotonic() - began:.0f} s)')
@@ -82,8 +72,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.tasks = tuple(
         task for task in evaluation.DEFAULT_TASKS
         if task is not evaluation.Task.ZERO_SHOT or args.prompts)
-  if evaluation.Task.ZERO_SHOT in args.tasks and not args.prompts:
-    parser.error('--tasks zero_shot needs --prompts, such as configs/prompts/phantom.toml')
+  if (evaluation.Task.ZERO_SHOT in args.tasks) != bool(args.prompts):
+    parser.error('zero_shot in --tasks and --prompts go together; a prompt file is, for example, '
+                 'configs/prompts/phantom.toml')
+  learned = [task for task in args.tasks if task in evaluation.HEADS]
+  if learned and args.split != 'test':
+    parser.error(f'{", ".join(learned)} learn from the train and val splits; use --split test')
   for name in ('max_pairs', 'train_pairs'):
     if getattr(args, name) < 1:
       parser.error(f'--{name.replace("_", "-")} must be at least 1')
@@ -91,16 +85,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the command; 0, or 2 after an error that the user can mend."""
+  """Runs the command; 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
   args = parse(argv)
   if args.platform == 'cpu':  # before any backend starts
     jax.config.update('jax_platforms', 'cpu')
-  try:
-    run(args)
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return errors.exit_status(lambda: run(args), again='run the same command again')
 
 
 def _tasks(text: str) -> tuple[evaluation.Task, ...]:
@@ -109,18 +98,6 @@ def _tasks(text: str) -> tuple[evaluation.Task, ...]:
   except ValueError as error:
     raise argparse.ArgumentTypeError(
         f'{error}; choose from {", ".join(evaluation.Task)}') from error
-
-
-def _require_writable(out: pathlib.Path) -> None:
-  """Fails before the long part, not after it."""
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / '.writable'
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise EvaluateError(
-        f'--out {out}: cannot be written ({error.strerror}); choose another directory') from error
 
 
 if __name__ == '__main__':

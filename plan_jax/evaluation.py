@@ -58,8 +58,10 @@ class Task(enum.StrEnum):
 
 
 DEFAULT_TASKS = (Task.ZERO_SHOT, Task.GROUNDING, Task.RETRIEVAL)
-_HEADS = {Task.LINEAR_PROBE: heads.probe, Task.DETECTION: heads.detect,
-          Task.SEGMENTATION: heads.segment}
+HEADS = {  # (checks that there is something to learn from, the task)
+    Task.LINEAR_PROBE: (heads.require_probe, heads.probe),
+    Task.DETECTION: (heads.require_boxes, heads.detect),
+    Task.SEGMENTATION: (heads.require_masks, heads.segment)}
 
 
 def evaluate(
@@ -74,7 +76,7 @@ def evaluate(
     pictures: int = 0,
     out: str | os.PathLike[str] | None = None,
     include_text: bool = False,
-    facts: Mapping[str, str] | None = None,
+    checkpoint: str | os.PathLike[str] = '',
     seed: int = 0,
     replicates: int = bootstrap.REPLICATES,
     progress: bool = True,
@@ -92,8 +94,9 @@ def evaluate(
     pictures: grounding overlays to draw, chosen by lot, the findings in turn.
     out: gets `metrics.json`, `samples.npz`, `report.html` and, with `pictures`,
       `grounding.png`; None writes nothing.
-    include_text: `report.html` may show phrases and reports, which are patients' text.
-    facts: what `report.html` says of the model, besides what is known here.
+    include_text: the page and the pictures may show phrases and reports, which are
+      patients' text.
+    checkpoint: where the model is from; named on the page.
     seed: of draws, heads and bootstrap.
     replicates: of the bootstrap.
     progress: prints each slow stage.
@@ -108,6 +111,10 @@ def evaluate(
     # First, so that a slip in the file costs no minutes.
     classes = prompts_lib.read(prompts)
     prompts_lib.require_known(classes, known=card['classes'], where=str(directory))
+  source = heads.Source(directory, train_pairs=train_pairs, seed=seed, progress=progress)
+  asked = [HEADS[task] for task in tasks if task in HEADS]
+  for require, _ in asked:
+    require(source)
   data = examples_lib.encode(
       model, directory, split=split, max_pairs=max_pairs, seed=seed, progress=progress)
   drawing = dict(seed=seed, replicates=replicates)
@@ -120,10 +127,7 @@ def evaluate(
   if Task.RETRIEVAL in tasks:
     outcome, scores = retrieval.run(model, data, progress=progress, **drawing)
     outcomes.append(outcome)
-  source = heads.Source(
-      directory=directory, train_pairs=train_pairs, seed=seed, progress=progress)
-  outcomes += [run(model, data, source, replicates=replicates)
-               for task, run in _HEADS.items() if task in tasks]
+  outcomes += [run(model, data, source, replicates=replicates) for _, run in asked]
   results = {
       'split': split, 'pairs': len(data.examples),
       'data': {name: card.get(name) for name in ('name', 'kind', 'content_hash')},
@@ -140,7 +144,8 @@ def evaluate(
     _replace(out / 'samples.npz', lambda file: np.savez_compressed(
         file, allow_pickle=False, **samples))
     if grounded and pictures:
-      _draw_overlays(data, grounded, out / 'grounding.png', count=pictures, seed=seed)
+      _draw_overlays(data, grounded, out / 'grounding.png', count=pictures, seed=seed,
+                     include_text=include_text)
     examples_lib.note(progress, 'writing the report')
     shown = {'curves': cases.curves(outcomes)}
     if grounded:
@@ -150,7 +155,8 @@ def evaluate(
     page.write(
         page.Page(title='What the model finds', results=results,
                   is_phantom=card.get('kind') == 'phantom',
-                  facts={**(facts or {}), **_facts(results, directory)}, **shown),
+                  facts=_facts(model, results, checkpoint=checkpoint, directory=directory),
+                  **shown),
         out / 'report.html', include_text=include_text)
     # Last: where it stands, the rest does.
     text = json.dumps(results, indent=2) + '\n'
@@ -211,22 +217,32 @@ def _replace(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
   fresh.replace(path)
 
 
-def _draw_overlays(data, grounded, path: pathlib.Path, *, count: int, seed: int) -> None:
+def _draw_overlays(
+    data, grounded, path: pathlib.Path, *, count: int, seed: int, include_text: bool) -> None:
   chosen = cases.choose([t.category for t in grounded.targets], count=count, seed=seed)
   if not chosen:
     return
   report.grounding_page([
       report.Overlay(
           image=cases.frame_image(data.examples[target.row]), truth=target.truth,
-          heat=grounding_lib.to_frame(grounded.maps[i][None])[0], phrase=target.text,
-          category=target.category, cnr=float(grounded.scores.cnr[i]))
+          heat=grounding_lib.to_frame(grounded.maps[i][None])[0],
+          phrase=target.text if include_text else '', category=target.category,
+          cnr=float(grounded.scores.cnr[i]))
       for i, target in ((i, grounded.targets[i]) for i in chosen)], path)
 
 
-def _facts(results: Mapping[str, Any], directory: str | os.PathLike[str]) -> dict[str, str]:
-  return {
+def _facts(model, results: Mapping[str, Any], *, checkpoint, directory) -> dict[str, str]:
+  """What was evaluated; names of directories, not whole paths, and no patient's text."""
+  settings = model.config
+  found = {
+      'checkpoint': '/'.join(pathlib.Path(checkpoint).absolute().parts[-3:]) if checkpoint else '',
+      'objective': {'plan': 'PLAN, reconstructed'}.get(
+          settings.objective.name, str(settings.objective.name)),
+      'towers': f'{settings.model.image}, {settings.model.text}',
+      'image side': f'{model.image_size} pixels',
+      'training': f'{settings.train.steps} steps of {settings.train.batch_size} pairs',
       'records': pathlib.Path(directory).name or str(directory),
-      'split': f'{results["split"]}, {results["pairs"]} pairs',
       'records hash': str(results['data']['content_hash'] or 'unknown')[:16],
       'plan_jax': metadata.version('plan_jax'), 'jax': metadata.version('jax'),
       'date': datetime.date.today().isoformat()}
+  return {name: value for name, value in found.items() if value}

@@ -266,7 +266,7 @@ class Model:
       for batch, real in _batches(rows, blank=blank, size=self._shape(count)):
         features = jax.device_get(
             _encode(self._variables, *batch, tower=self._tower, method=method))
-        if not np.isfinite(features.pooled).all():
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(features)):
           raise InferenceError(
               f'{method} gives values that are not finite: the weights are damaged, or training '
               'has diverged; use an earlier checkpoint')

@@ -23,7 +23,7 @@ _LAST = ('step', 'stage', 'lr', 'grad_norm', 'pairs_per_s', 'skipped_steps')
 class Overlay:
   """One phrase on one image, all in the frame that the model sees.
 
-  `heat` is larger where the phrase is more likely; any scale.
+  `heat` is larger where the phrase is more likely; any scale. `phrase` '' shows none.
   """
 
   image: UInt8[np.ndarray, 'h w']
@@ -148,13 +148,15 @@ def grounding_page(items: Sequence[Overlay], path: str | os.PathLike[str]) -> No
 
 
 def _title(item: Overlay) -> str:
+  cnr = 'undefined' if math.isnan(item.cnr) else f'{item.cnr:.2f}'
+  if not item.phrase:
+    return f'{item.category}, CNR {cnr}'
   # '$' would start a formula.
   phrase = item.phrase.replace('$', r'\$')
   lines = textwrap.wrap(phrase, _TITLE_WIDTH) or ['']
   if len(lines) > _PHRASE_LINES:
     lines = lines[:_PHRASE_LINES]
     lines[-1] = lines[-1][:_TITLE_WIDTH - 2] + ' …'
-  cnr = 'undefined' if math.isnan(item.cnr) else f'{item.cnr:.2f}'
   return '\n'.join([f'“{lines[0]}', *lines[1:]]) + f'”\n{item.category}, CNR {cnr}'
 
 

@@ -12,7 +12,6 @@ Run the same command again to continue a run that stopped. The loop's contract:
 
 import contextlib
 import dataclasses
-import errno
 import json
 from pathlib import Path
 import signal
@@ -62,7 +61,7 @@ def train(config: config_lib.Config, workdir: Path) -> None:
   Raises:
     UserError: records, checkpoint or workdir cannot be used; the message says why.
   """
-  _make_workdir(workdir)
+  errors.require_writable(workdir, option='--workdir')
   print(f'reading records: {config.data.records or "(none given)"}', flush=True)
   if not config.data.records:
     raise TrainingError('config.data.records is empty; give the directory that '
@@ -202,13 +201,17 @@ class _Run:
             f'checkpoint  {saved}\npictures    {self.workdir / "curves.png"}')
       return
     print(f'evaluating on the {settings.split} split (up to {settings.max_pairs} pairs)', flush=True)
+    card = records_lib.read_card(self.config.data.records)
     results = evaluation.evaluate(
-        self.model(state), self.config.data.records, split=settings.split, max_pairs=settings.max_pairs,
-        prompts=settings.prompts or None, pictures=settings.pictures, out=out)
+        self.model(state), self.config.data.records, split=settings.split,
+        max_pairs=settings.max_pairs, prompts=settings.prompts or None,
+        pictures=settings.pictures, out=out, checkpoint=saved,
+        include_text=card['kind'] == 'phantom')  # the text of no patient
     print(evaluation.table(results))
     pictures = [path for path in (out / 'grounding.png', self.workdir / 'curves.png')
                 if path.exists()]  # without phrases there is nothing to ground
     print(f'\ncheckpoint  {saved}\n'
+          f'page        {out / "report.html"}\n'
           f'figures     {out / "metrics.json"}\n'
           f'pictures    {", ".join(map(str, pictures))}')
 
@@ -231,17 +234,6 @@ class _StopSignal:
     self.asked = True
     print('\nstopping after this step', flush=True)
     signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
-
-
-def _make_workdir(workdir: Path) -> None:
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / '.writable'
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise TrainingError(f'--workdir={workdir}: cannot be written ({error.strerror}); '
-                        'choose another or mend its permissions') from error
 
 
 def main(argv: list[str]) -> None:
@@ -281,20 +273,9 @@ def parse(argv: list[str]) -> list[str]:
 
 def cli() -> None:
   """Runs `main`; an error that the user can mend is one line, not a traceback."""
-  try:
-    app.run(main, flags_parser=parse)
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:  # inside the loop a signal is handled; see _StopSignal
-    print('\nstopped; the same command continues from the last checkpoint', file=sys.stderr)
-    sys.exit(130)
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    print(f'error: {error.filename or "the workdir"}: no space left on the disk; free some, the '
-          'same command continues from the last checkpoint', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(errors.exit_status(
+      lambda: app.run(main, flags_parser=parse),
+      again='the same command continues from the last checkpoint'))
 
 
 if __name__ == '__main__':

@@ -110,12 +110,26 @@ def test_intervals_of_a_difference_cover_samples_and_seeds():
   apart = [(0.8, 0.8 + draws), (0.4, 0.4 + draws)]
   found = paired.difference(same, apart, n=9)
   assert found.figure.value == pytest.approx(0.4)
-  assert found.figure.low == pytest.approx(0.2) and found.figure.high == pytest.approx(0.6)
+  # Samples do not matter here; the runs give a t interval of one degree of freedom.
+  assert found.figure.high - 0.4 == pytest.approx(12.706 * 0.2, rel=1e-3)
   assert found.p_value == pytest.approx(0.2952, abs=1e-3)  # t = 2 on one degree of freedom
   single = paired.difference(same[:1], apart[:1], n=9)
   assert (single.figure.low, single.figure.high) == (pytest.approx(0.2), pytest.approx(0.2))
   with pytest.raises(ValueError, match='2 runs cannot be paired with 1'):
     paired.difference(same, apart[:1], n=9)
+
+
+def test_intervals_cover_what_they_say():
+  """Three runs of a figure whose true value is 0, with spread of samples and of runs."""
+  rng = np.random.default_rng(0)
+  inside = 0
+  for _ in range(400):
+    shared = rng.normal() * 0.5  # the samples at hand, the same for all runs
+    values = shared + rng.normal(size=3)
+    draws = values[:, None] + rng.normal(size=200) * 0.5
+    found = paired.interval(values, draws, n=9)
+    inside += found.low <= 0 <= found.high
+  assert 0.92 < inside / 400 < 0.99
 
 
 def test_runs_on_different_pairs_are_not_compared(tmp_path):
@@ -128,7 +142,8 @@ def test_runs_on_different_pairs_are_not_compared(tmp_path):
 
 def test_the_grid_of_the_project():
   found = ablate.load_grid(str(ROOT / 'configs' / 'ablation.py'))
-  ablate.check(found)
+  for arm in found.arms:
+    ablate.resolve(found, arm, seed=0, split='test')
   assert len(found.seeds) >= 3 and set(found.baselines) == {'convirt', 'sparc', 'gloria', 'mgca'}
   for arm in found.arms:  # all the same but for what the arm is about
     assert not {key for key in found.arms[arm].changes if key.split('.')[0] in ('train', 'data')}
@@ -140,11 +155,14 @@ def test_the_grid_of_the_project():
      'optim.lrr: no such setting'),
     ({'arms': {'ours': ablation.Arm(changes={'objective.gate': 'round'})}, 'baselines': ()},
      "arm 'ours'.*objective.gate = 'round'"),
+    ({'arms': {'ours': ablation.Arm(changes={'optim.lr': 'fast'})}, 'baselines': ()},
+     "arm 'ours'.*optim.lr = 'fast'"),
+    ({'base': 'configs/nowhere.py'}, 'configs/nowhere.py: no such Python file'),
 ])
 def test_a_slip_in_the_grid_is_found_at_once(change, message, monkeypatch):
   monkeypatch.chdir(ROOT)
   with pytest.raises((ablation.AblationError, config_lib.ConfigError), match=message):
-    ablate.check(grid(**change))
+    ablate.resolve(grid(**change), 'ours', seed=0, split='val')
 
 
 @pytest.fixture(scope='module')
@@ -184,6 +202,13 @@ def test_a_grid_runs_and_continues(tmp_path, records, capsys, monkeypatch):
   assert command('--seeds=0', '--split=val') == 0
   assert '2 runs are done, 0 to do' in capsys.readouterr().out
   assert (workdir / 'sparc' / 'seed-0' / 'eval' / 'metrics.json').stat().st_mtime_ns == written
+  # What was made in another way is not taken for it.
+  assert command('--seeds=0') == 2
+  assert "config.evaluation.split = 'val', the grid now says 'test'" in capsys.readouterr().err
+  path.write_text(path.read_text().replace("'train.steps': 2", "'train.steps': 3"))
+  assert command('--seeds=0', '--split=val') == 2
+  message = capsys.readouterr().err
+  assert 'config.train.steps = 2, the grid now says 3; remove' in message
 
 
 def test_a_run_that_fails_is_named(tmp_path, capsys, monkeypatch):

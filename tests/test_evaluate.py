@@ -5,6 +5,7 @@ import html
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -126,7 +127,9 @@ def test_texts_are_on_the_page_only_if_asked_for(everything, command, records, t
 
 @pytest.mark.parametrize('options, message', [
     (('--tasks', 'grouding'), "'grouding' is not a valid Task; choose from zero_shot, grounding"),
-    (('--tasks', 'zero_shot'), '--tasks zero_shot needs --prompts'),
+    (('--tasks', 'zero_shot'), 'zero_shot in --tasks and --prompts go together'),
+    (('--tasks', 'grounding', '--prompts', 'x.toml'), 'go together'),
+    (('--tasks', 'detection', '--split', 'val'), 'detection learn from the train and val splits'),
     (('--max-pairs', '0'), '--max-pairs must be at least 1'),
 ])
 def test_bad_arguments_are_named(command, tmp_path, options, message, capsys):
@@ -146,3 +149,23 @@ def test_what_cannot_be_evaluated_is_named(command, checkpoint, records, tmp_pat
       '--checkpoint', tmp_path, '--records', records, '--out', tmp_path)
   assert "'none' does not exist" in error(
       '--checkpoint', checkpoint, '--records', 'none', '--out', tmp_path)
+
+
+def test_heads_without_anything_to_learn_from(command, checkpoint, tmp_path, capsys):
+  """Said before the images are encoded, not after."""
+  rng = np.random.default_rng(0)
+  for i in range(9):
+    cv2.imwrite(str(tmp_path / f'{i}.png'), rng.integers(0, 256, (48, 48), np.uint8))
+  splits = ['train'] * 5 + ['val'] * 2 + ['test'] * 2
+  rows = [{'image': f'{i}.png', 'text': f'clear lungs {i}', 'split': split, 'patient': f'p{i}'}
+          for i, split in enumerate(splits)]
+  (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  assert prepare.main(['manifest', '--manifest', str(tmp_path / 'rows.jsonl'),
+                       '--out', str(tmp_path / 'records')]) == 0
+  for task, missing in (('linear_probe', 'has labels'), ('detection', 'has a box'),
+                        ('segmentation', 'has a mask')):
+    assert evaluate.main(['--checkpoint', str(checkpoint), '--records', str(tmp_path / 'records'),
+                          '--out', str(tmp_path / 'out'), '--tasks', f'grounding,{task}']) == 2
+    captured = capsys.readouterr()
+    assert f'{task}: no' in captured.err and missing in captured.err
+    assert 'images:' not in captured.out

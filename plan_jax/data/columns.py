@@ -9,6 +9,7 @@ from typing import Any, Mapping
 from plan_jax.data import rows as rows_lib
 
 _Reason = rows_lib.Reason
+UNNAMED = 'unnamed finding'  # category of an annotation without label
 _SECTIONS = ('findings', 'impression')
 _SPLIT_NAMES = {
     'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
@@ -178,7 +179,8 @@ def _annotation(entry: dict[str, Any], *, place: str, root: str) -> rows_lib.Ann
   if not boxes and not mask:
     raise ValueError(f'{place} has neither box nor mask')
   return rows_lib.Annotation(
-      phrase=phrase or label, category=(label or phrase).lower(),
+      # Not the phrase: categories are shown where patients' text must not be.
+      phrase=phrase or label, category=label.lower() if label else UNNAMED,
       boxes=tuple(_box(box, place=place) for box in boxes),
       mask=os.path.realpath(os.path.join(root, mask)) if mask else '')
 

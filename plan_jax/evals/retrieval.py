@@ -97,6 +97,8 @@ def ranks(
   all different = only the query's own partner). A tie with a wrong candidate
   counts against the query, so that a constant model gets no credit.
   """
+  if np.isnan(similarity).any():
+    raise ValueError('similarities are not numbers: the model has diverged')
   is_hit = text_id[:, None] == text_id[None, :]
   best = np.max(
       similarity, axis=1, keepdims=True, where=is_hit, initial=-np.inf)

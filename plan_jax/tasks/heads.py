@@ -4,7 +4,7 @@ Each head is fitted on the train split, its strength or step chosen on the valid
 split, and measured on the encoded split (the test split, as a rule).
 """
 
-import dataclasses
+import functools
 import os
 from typing import Any, Sequence
 
@@ -24,25 +24,85 @@ from plan_jax.probes import targets
 from plan_jax.tasks import examples as examples_lib
 
 TRAIN_PAIRS = 2000
-_VAL_PAIRS = 500
+VAL_PAIRS = 500
 _CONFIDENT = 0.5  # what MGCA's code calls a detection
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """Where heads learn: records, and how many of them."""
+  """Where heads learn: the train and val splits, read and encoded once for all heads.
 
-  directory: str | os.PathLike[str]
-  train_pairs: int
-  seed: int
-  progress: bool
+  Args:
+    directory: of the records.
+    train_pairs: the most that are taken of the train split.
+    seed: of draws and heads.
+    progress: shows it.
+  """
 
-  def draw(self, split: str) -> list[records_lib.Example]:
-    count = self.train_pairs if split == 'train' else _VAL_PAIRS
-    return examples_lib.draw(self.directory, split=split, count=count, seed=self.seed)
+  def __init__(
+      self, directory: str | os.PathLike[str], *, train_pairs: int, seed: int, progress: bool):
+    self.seed, self.progress = seed, progress
+    self._directory, self._train_pairs = directory, train_pairs
+    self._maps: dict[str, features.Maps] = {}
+
+  @functools.cached_property
+  def train(self) -> list[records_lib.Example]:
+    return self._draw('train', self._train_pairs)
+
+  @functools.cached_property
+  def val(self) -> list[records_lib.Example]:
+    return self._draw('val', VAL_PAIRS)
+
+  @functools.cached_property
+  def masked(self) -> tuple[str, ...]:
+    """Categories with a mask among the training images."""
+    return tuple(sorted({p.category for e in self.train for p in e.phrases if p.mask}))
+
+  def maps(
+      self, model: inference.Model, name: str, examples: Sequence[records_lib.Example],
+  ) -> features.Maps:
+    """The frozen maps of a split."""
+    if name not in self._maps:
+      found = model.image_maps(
+          (e.image for e in examples), count=len(examples), names=examples_lib.names(examples),
+          label=self.label(f'{name} maps'))
+      self._maps[name] = features.Maps(stages=found.stages, is_cell=found.is_cell)
+    return self._maps[name]
 
   def label(self, text: str) -> str:
     return text if self.progress else ''
+
+  def _draw(self, split: str, count: int) -> list[records_lib.Example]:
+    if not len(records_lib.Records(self._directory, split)):
+      raise examples_lib.EvaluationError(
+          f'{self._directory} has no {split} split, from which linear_probe, detection and '
+          'segmentation learn; leave them out, or prepare records with one')
+    return examples_lib.draw(self._directory, split=split, count=count, seed=self.seed)
+
+
+def require_probe(source: Source) -> None:
+  """Checks that there are labels to learn from, before anything slow.
+
+  Raises:
+    EvaluationError: there are none.
+  """
+  for name, found in (('train', source.train), ('val', source.val)):
+    if not any(e.labels for e in found):
+      raise examples_lib.EvaluationError(
+          f'linear_probe: no image of the {name} split has labels; leave the task out')
+
+
+def require_boxes(source: Source) -> None:
+  """The same for boxes."""
+  if not any(len(p.boxes) for e in source.train for p in e.phrases):
+    raise examples_lib.EvaluationError(
+        'detection: no training image has a box; leave the task out')
+
+
+def require_masks(source: Source) -> None:
+  """The same for masks."""
+  if not source.masked:
+    raise examples_lib.EvaluationError(
+        'segmentation: no training image has a mask; leave the task out')
 
 
 def probe(
@@ -50,38 +110,37 @@ def probe(
 ) -> examples_lib.Outcome:
   """Linear layers on the pooled feature, for 1, 10 and 100 % of the labels.
 
-  Raises:
-    EvaluationError: no labels to learn from.
+  Images without any label take no part; the result counts them.
   """
-  splits = {name: [e for e in source.draw(name) if e.labels] for name in ('train', 'val')}
+  train, val = ([e for e in found if e.labels] for found in (source.train, source.val))
   kept = [k for k, example in enumerate(data.examples) if example.labels]
-  classes = sorted({prompts_lib.normal_label(label) for e in splits['train'] for label in e.labels})
-  for name, found in (*splits.items(), ('evaluated', kept)):
-    if not found:
-      raise examples_lib.EvaluationError(
-          f'linear_probe: no image of the {name} split has labels; leave the task out')
+  if not kept:
+    raise examples_lib.EvaluationError(
+        'linear_probe: no evaluated image has labels; leave the task out')
+  classes = sorted({prompts_lib.normal_label(label) for e in train for label in e.labels})
 
   def positives(examples: Sequence[records_lib.Example]) -> np.ndarray:
     rows = [{prompts_lib.normal_label(label) for label in e.labels} for e in examples]
     return np.array([[name in row for name in classes] for row in rows], bool)
 
-  def split(name: str) -> linear_probe.Split:
-    examples = splits[name]
+  def split(name: str, examples: Sequence[records_lib.Example]) -> linear_probe.Split:
     images = model.encode_images(
         (e.image for e in examples), count=len(examples), names=examples_lib.names(examples),
         label=source.label(f'{name} images'))
     return linear_probe.Split(features=images.backbone, is_positive=positives(examples))
 
   patients = data.patients
-  train, val = split('train'), split('val')
+  splits = dict(train=split('train', train), val=split('val', val))
   examples_lib.note(source.progress, 'linear probe: fitting')
   found = linear_probe.linear_probe(
-      train=train, val=val, classes=classes, groups=[patients[k] for k in kept],
+      **splits, classes=classes, groups=[patients[k] for k in kept],
       test=linear_probe.Split(
           features=data.images.backbone[kept],
           is_positive=positives([data.examples[k] for k in kept])),
       seed=source.seed, replicates=replicates)
-  return examples_lib.Outcome(parts={'linear_probe': found.as_json()})
+  unlabelled = len(data.examples) - len(kept)
+  return examples_lib.Outcome(
+      parts={'linear_probe': {**found.as_json(), 'unlabelled': unlabelled}})
 
 
 def detect(
@@ -89,22 +148,18 @@ def detect(
 ) -> examples_lib.Outcome:
   """A detection head on the frozen maps: honest mAP, and MGCA's variant by its name.
 
-  Raises:
-    EvaluationError: no boxes to learn from.
+  An image without boxes counts as one without findings.
   """
-  train, val = source.draw('train'), source.draw('val')
-  classes = targets.categories(train)
+  classes = targets.categories(source.train)
   truths = {name: [targets.boxes(e, classes=classes) for e in examples]
-            for name, examples in (('train', train), ('val', val), ('test', data.examples))}
-  if not any(len(truth.boxes) for truth in truths['train']):
-    raise examples_lib.EvaluationError(
-        'detection: no training image has a box; leave the task out')
+            for name, examples in (('train', source.train), ('val', source.val),
+                                   ('test', data.examples))}
   head = detector.train(
-      _maps(model, train, source.label('train maps')), truths['train'],
-      val_maps=_maps(model, val, source.label('val maps')), val_truths=truths['val'],
+      source.maps(model, 'train', source.train), truths['train'],
+      val_maps=source.maps(model, 'val', source.val), val_truths=truths['val'],
       classes=len(classes), settings=fit_lib.Settings(seed=source.seed),
       label=source.label('detection head'))
-  found = head.predict(_maps(model, data.examples, source.label('maps')))
+  found = head.predict(source.maps(model, 'test', data.examples))
   drawing = dict(classes=classes, groups=data.patients, seed=source.seed, replicates=replicates)
   honest = detection.detection(truths['test'], found, **drawing)
   published = detection.detection(
@@ -117,29 +172,22 @@ def detect(
 def segment(
     model: inference.Model, data: examples_lib.Encoded, source: Source, *, replicates: int,
 ) -> examples_lib.Outcome:
-  """A light decoder on the frozen maps, Dice for 1, 10 and 100 % of the training images.
-
-  Raises:
-    EvaluationError: no masks to learn from.
-  """
-  train, val = source.draw('train'), source.draw('val')
-  classes = tuple(sorted({p.category for e in train for p in e.phrases if p.mask}))
-  if not classes:
-    raise examples_lib.EvaluationError(
-        'segmentation: no training image has a mask; leave the task out')
-  maps, val_maps = (_maps(model, examples, source.label(f'{name} maps'))
-                    for name, examples in (('train', train), ('val', val)))
-  test_maps = _maps(model, data.examples, source.label('maps'))
+  """A light decoder on the frozen maps, Dice for 1, 10 and 100 % of the training images."""
+  classes = source.masked
+  maps = source.maps(model, 'train', source.train)
+  val_maps = source.maps(model, 'val', source.val)
+  test_maps = source.maps(model, 'test', data.examples)
 
   def masks(examples: Sequence[records_lib.Example]):
     return (targets.masks(e, classes=classes) for e in examples)
 
   shares: dict[str, Any] = {}
   for share in linear_probe.SHARES:
-    rows, = linear_probe.subset_rows(len(train), share=share, subsets=1, seed=source.seed)
+    rows, *_ = linear_probe.subset_rows(len(maps), share=share, subsets=1, seed=source.seed)
     head = decoder.train(
-        maps.take(rows), masks([train[k] for k in rows]), val_maps=val_maps,
-        val_masks=masks(val), classes=len(classes), settings=fit_lib.Settings(seed=source.seed),
+        maps.take(rows), masks([source.train[k] for k in rows]), val_maps=val_maps,
+        val_masks=masks(source.val), classes=len(classes),
+        settings=fit_lib.Settings(seed=source.seed),
         label=source.label(f'decoder, {share:.0%} of the images'))
     scores = segmentation.score_all(
         head.predict(test_maps), masks(data.examples), classes=len(classes))
@@ -148,13 +196,6 @@ def segment(
         replicates=replicates).as_json()}
   return examples_lib.Outcome(
       parts={'segmentation': {'protocol': segmentation.PROTOCOL, 'shares': shares}})
-
-
-def _maps(model: inference.Model, examples, label: str) -> features.Maps:
-  maps = model.image_maps(
-      (e.image for e in examples), count=len(examples), names=examples_lib.names(examples),
-      label=label)
-  return features.Maps(stages=maps.stages, is_cell=maps.is_cell)
 
 
 def _confident(found: detection.Detections) -> detection.Detections:
