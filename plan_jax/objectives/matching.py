@@ -118,9 +118,11 @@ def word_maps(
 
 
 @functools.partial(jax.jit, static_argnames=('settings', 'kind'))
-def phrase_map(*features, **how) -> Float[Array, 'b p']:
-  """The weighted sum over words of `word_maps`: method (18)."""
-  maps, weights = word_maps(*features, **how)
+def phrase_map(
+    *features: Array, stage: shapes.StageValues, settings: config.Objective, kind: MapKind,
+) -> Float[Array, 'b p']:
+  """The weighted sum over words of `word_maps`, same arguments: method (18)."""
+  maps, weights = word_maps(*features, stage=stage, settings=settings, kind=kind)
   return jnp.einsum('bt,btp->bp', weights, maps)
 
 

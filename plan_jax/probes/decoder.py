@@ -64,14 +64,17 @@ class Segmenter:
   def predict(
       self, maps: features.Maps, *, batch_size: int = 64,
   ) -> Iterator[Float[np.ndarray, 'side side k']]:
-    """Probability of each class in each pixel of the frame, an image at a time."""
+    """Probability of each class in each pixel of the frame, an image at a time; 0 in padding."""
     for start in range(0, len(maps), batch_size):
       part = maps.take(slice(start, start + batch_size))
-      for grid in jax.device_get(_predict(
-          self.fitted.params, self.constants, part.stages, part.is_cell, head=self.head)):
+      grids = jax.device_get(_predict(
+          self.fitted.params, self.constants, part.stages, part.is_cell, head=self.head))
+      for grid, is_cell in zip(grids, part.is_cell[0], strict=True):
+        is_image = cv2.resize(
+            is_cell.astype(np.uint8), (FRAME, FRAME), interpolation=cv2.INTER_NEAREST) > 0
         # cv2 drops the last axis of a single class, and resizes four channels at most.
         yield np.stack([
-            cv2.resize(np.ascontiguousarray(plane), (FRAME, FRAME))
+            np.where(is_image, cv2.resize(np.ascontiguousarray(plane), (FRAME, FRAME)), 0)
             for plane in np.moveaxis(grid, -1, 0)], axis=-1)
 
 

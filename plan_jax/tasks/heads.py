@@ -20,8 +20,8 @@ from plan_jax.probes import decoder
 from plan_jax.probes import detector
 from plan_jax.probes import features
 from plan_jax.probes import fit as fit_lib
-from plan_jax.probes import targets
 from plan_jax.tasks import examples as examples_lib
+from plan_jax.tasks import targets
 
 TRAIN_PAIRS = 2000
 VAL_PAIRS = 500

@@ -28,21 +28,18 @@ def run(
 
   Source: method (18).
   """
-  scores = vector_scores(data)
-  parts, samples = _measure(data, scores, name='retrieval', seed=seed, replicates=replicates)
+  scores, name = vector_scores(data), 'retrieval'
+  parts, samples = _measure(data, scores, name=name, seed=seed, replicates=replicates)
   if model.matches_words and len(scores):
     scores = scores / model.temperature + zero_shot.MATCH_WEIGHT * model.match(
         grounding.take(data.images, list(data.reported)), data.reports,
         label='words of all pairs' if progress else '')
-    with_words = _measure(
-        data, scores, name='retrieval_words', seed=seed, replicates=replicates)
-    parts, samples = parts | with_words[0], samples | with_words[1]
-  ways = [name for name in samples if name.startswith(list(parts)[-1].removeprefix('class_'))]
-  return (
-      examples_lib.Outcome(
-          parts=parts, samples=samples,
-          curves={f'recall/{name}': _recall_curve(samples[name]) for name in ways}),
-      scores)
+    name = 'retrieval_words'
+    more = _measure(data, scores, name=name, seed=seed, replicates=replicates)
+    parts, samples = parts | more[0], samples | more[1]
+  curves = {f'recall/{way}': _recall_curve(samples[f'{name}/{way}'])
+            for way in ('image_to_text', 'text_to_image')}
+  return examples_lib.Outcome(parts=parts, samples=samples, curves=curves), scores
 
 
 def vector_scores(data: examples_lib.Encoded) -> Float[np.ndarray, 'n n']:
