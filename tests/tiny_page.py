@@ -39,7 +39,7 @@ def grounding_case(number: int, **changes) -> page.GroundingCase:
       id=f'recordmark{number}', image=image(number), phrase=' '.join(names) + ' trailingterm.',
       category=CATEGORIES[number % 3], heat=heat, words=words,
       truth=blob(0.3, 0.6, side=SIDE) > 0.5, boxes=((40.0, 12.0, 74.0, 46.0),),
-      cnr=1.0 + number / 10, miou=0.2, pointing=float(number % 2), score=1.0 + number / 10)
+      cnr=1.0 + number / 10, miou=0.2, pointing=float(number % 2))
   return page.GroundingCase(**(case | changes))
 
 

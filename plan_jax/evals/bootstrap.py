@@ -26,8 +26,8 @@ class Figure:
 
   def as_json(self) -> dict[str, float | int | None]:
     """The fixed shape of metrics.json; NaN becomes null."""
-    return {'value': _plain(self.value), 'low': _plain(self.low),
-            'high': _plain(self.high), 'n': self.n}
+    return {'value': plain(self.value), 'low': plain(self.low),
+            'high': plain(self.high), 'n': self.n}
 
   def __str__(self) -> str:
     if math.isnan(self.value):
@@ -93,5 +93,6 @@ def nan_mean(values: Float[np.ndarray, '... k']) -> Float[np.ndarray, '...']:
   return np.where(count > 0, total / np.maximum(count, 1), math.nan)
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+  """A number as JSON holds it: six digits, NaN as null."""
   return None if math.isnan(value) else round(float(value), 6)

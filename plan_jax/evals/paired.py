@@ -22,7 +22,7 @@ class Summary:
   runs: int
 
   def as_json(self) -> dict[str, Any]:
-    return {**self.figure.as_json(), 'deviation': _plain(self.deviation), 'runs': self.runs}
+    return {**self.figure.as_json(), 'deviation': bootstrap.plain(self.deviation), 'runs': self.runs}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Difference:
   p_value: float
 
   def as_json(self) -> dict[str, Any]:
-    return {**self.figure.as_json(), 'relative': _plain(self.relative),
-            'p_value': _plain(self.p_value)}
+    return {**self.figure.as_json(), 'relative': bootstrap.plain(self.relative),
+            'p_value': bootstrap.plain(self.p_value)}
 
 
 def summary(runs: Sequence[Run], *, n: int) -> Summary:
@@ -94,7 +94,3 @@ def interval(
   freedom = total**2 * (len(values) - 1) / of_runs**2 if of_runs else math.inf
   half = float(stats.t.ppf(0.5 + bootstrap.LEVEL / 2, freedom)) * math.sqrt(total)
   return bootstrap.Figure(value=mean, low=mean - half, high=mean + half, n=n)
-
-
-def _plain(value: float) -> float | None:
-  return None if math.isnan(value) else round(float(value), 6)

@@ -91,12 +91,12 @@ def retrieval_views(
   return views
 
 
-def by_score(
+def by_cnr(
     cases: Sequence[content.GroundingCase], *, best_first: bool,
 ) -> list[content.GroundingCase]:
   """Falling or rising scores, NaN at the end."""
   sign = -1 if best_first else 1
-  return sorted(cases, key=lambda case: (math.isnan(case.score), sign * case.score))
+  return sorted(cases, key=lambda case: (math.isnan(case.cnr), sign * case.cnr))
 
 
 def _grounding_view(case, *, number: int, include_text: bool) -> GroundingView:

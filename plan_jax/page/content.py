@@ -32,10 +32,10 @@ class GroundingCase:
     words: the phrase's words in order, each with its own map.
     truth: the region that the phrase names.
     boxes: (x0, y0, x1, y1) in pixels of the frame; drawn unless they are the truth's outline.
-    cnr: contrast-to-noise ratio; NaN where undefined, like the next two.
+    cnr: contrast-to-noise ratio, which orders best and worst cases; NaN where undefined,
+      like the next two.
     miou: mean intersection over union.
     pointing: 1 hit, 0 miss.
-    score: orders the cases of a best (falling) or worst (rising) section; NaN comes last.
 
   Raises:
     ValueError: if image and truth are not one square frame.
@@ -52,7 +52,6 @@ class GroundingCase:
   cnr: float
   miou: float
   pointing: float
-  score: float
 
   def __post_init__(self):
     side = len(self.image)
@@ -108,8 +107,8 @@ class Page:
     is_phantom: whether images and reports are drawn; said at the top.
     curves: plots, in order.
     typical: cases drawn by lot, in order.
-    best: cases with the highest scores.
-    worst: cases with the lowest scores, the failures.
+    best: cases with the highest CNR.
+    worst: cases with the lowest CNR, the failures.
     retrieval: images with the reports found for them, drawn by lot.
     missed: images whose own report came late, the failures.
   """

@@ -46,8 +46,7 @@ def _html(page: content.Page, *, include_text: bool) -> str:
   template = _environment().get_template('page.html.j2')
   return template.render(
       page=page,
-      is_phantom=page.is_phantom or 'phantom' in (
-          page.results.get('kind'), page.facts.get('kind')),
+      is_phantom=page.is_phantom,
       include_text=include_text,
       facts={**page.facts, **facts},
       tiles=tables.tiles(page.results),
@@ -72,8 +71,8 @@ def _cases(page: content.Page, *, include_text: bool) -> tuple[list[Any], list[A
   grounding, retrieval = [], []
   for key, chosen in (
       ('typical', page.typical),
-      ('best', cases.by_score(page.best, best_first=True)),
-      ('worst', cases.by_score(page.worst, best_first=False))):
+      ('best', cases.by_cnr(page.best, best_first=True)),
+      ('worst', cases.by_cnr(page.worst, best_first=False))):
     views = cases.grounding_views(chosen, first=number, include_text=include_text)
     number += len(views)
     if views:

@@ -90,8 +90,7 @@ def _cases(
         heat=grounding_lib.to_frame(grounded.maps[i][None], side=112)[0], words=words,
         truth=target.truth, boxes=_boxes(example, target),
         cnr=float(grounded.scores.cnr[i]), pointing=float(grounded.scores.pointing[i]),
-        miou=float(np.mean(iou[np.isfinite(iou)])) if np.isfinite(iou).any() else np.nan,
-        score=float(grounded.scores.cnr[i]))
+        miou=float(np.mean(iou[np.isfinite(iou)])) if np.isfinite(iou).any() else np.nan)
 
 
 def _boxes(example: records_lib.Example, target: examples_lib.Target) -> list[tuple[float, ...]]:

@@ -132,8 +132,7 @@ def phrase_truth(
 ) -> Bool[np.ndarray, 'h w']:
   """Mask, or else boxes, of a phrase in the frame; the image has `height` x `width` pixels."""
   if phrase.mask:
-    mask = cv2.imdecode(np.frombuffer(phrase.mask, np.uint8), cv2.IMREAD_GRAYSCALE)
-    return augment.eval_frame_mask(mask > 0, size=grounding.FRAME)
+    return mask_truth(phrase)
   truth = np.zeros((grounding.FRAME, grounding.FRAME), bool)
   boxes = augment.eval_frame_boxes(
       phrase.boxes, height=height, width=width, size=grounding.FRAME)
@@ -141,6 +140,12 @@ def phrase_truth(
   for x0, y0, x1, y1 in boxes:
     truth[y0:y1, x0:x1] = True
   return truth
+
+
+def mask_truth(phrase: records_lib.Phrase) -> Bool[np.ndarray, 'h w']:
+  """The mask of a phrase that has one, in the frame."""
+  mask = cv2.imdecode(np.frombuffer(phrase.mask, np.uint8), cv2.IMREAD_GRAYSCALE)
+  return augment.eval_frame_mask(mask > 0, size=grounding.FRAME)
 
 
 def normal_text(text: str) -> str:

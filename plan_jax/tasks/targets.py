@@ -6,7 +6,6 @@ are the phrases' categories.
 
 from typing import Sequence
 
-import cv2
 from jaxtyping import Bool
 import numpy as np
 
@@ -14,6 +13,7 @@ from plan_jax.data import augment
 from plan_jax.data import records
 from plan_jax.evals import detection
 from plan_jax.evals import grounding
+from plan_jax.tasks import examples as examples_lib
 
 
 def categories(examples: Sequence[records.Example]) -> tuple[str, ...]:
@@ -51,7 +51,5 @@ def masks(
   out = np.zeros((grounding.FRAME, grounding.FRAME, len(classes)), bool)
   for phrase in example.phrases:
     if phrase.mask and phrase.category in classes:
-      mask = cv2.imdecode(np.frombuffer(phrase.mask, np.uint8), cv2.IMREAD_GRAYSCALE)
-      out[:, :, classes.index(phrase.category)] |= augment.eval_frame_mask(
-          mask > 0, size=grounding.FRAME)
+      out[:, :, classes.index(phrase.category)] |= examples_lib.mask_truth(phrase)
   return out
