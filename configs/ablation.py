@@ -10,7 +10,7 @@ from plan_jax import ablation
 
 
 def get_config() -> ablation.Grid:
-  """The demo's towers in 800 steps on phantoms of another seed; three seeds of training."""
+  """The demo's towers in 800 steps on phantoms of another seed; six seeds of training."""
   arm = ablation.Arm
   return ablation.Grid(
       base='configs/demo.py',
@@ -21,7 +21,7 @@ def get_config() -> ablation.Grid:
       },
       reference='plan',
       baselines=('convirt', 'sparc', 'gloria', 'mgca'),
-      seeds=(0, 1, 2),
+      seeds=(0, 1, 2, 3, 4, 5),
       phantoms=ablation.Phantoms(pairs=13000, seed=6),
       arms={
           'plan': arm(changes={}),
