@@ -187,9 +187,8 @@ def table(results: Mapping[str, Any]) -> str:
   rows = []
   if results['zero_shot']:
     rows.append(('zero-shot macro AUROC', results['zero_shot']['macro_auroc']))
-  for part, name in (('grounding', 'by words'), ('grounding_pooled', 'by phrase'),
-                     ('grounding_centre', 'fixed centre')):
-    rows += [(f'grounding {metric}, {name}', results[part][metric])
+  for part in ('grounding', 'grounding_pooled', 'grounding_centre'):
+    rows += [(f'grounding {metric}, maps: {results[part]["maps"]}', results[part][metric])
              for metric in grounding.FIGURES if part in results]
   for part, name in (('retrieval', 'by vectors'), ('retrieval_words', 'with words')):
     rows += [(f'retrieval {way.replace("_", " ")} {metric}, {name}', results[part][way][metric])

@@ -1,7 +1,11 @@
 """The ablation grid: its runs, its comparisons, its errors."""
 
 import json
+import os
 from pathlib import Path
+import signal
+import threading
+import time
 
 import cv2
 import numpy as np
@@ -220,3 +224,29 @@ def test_a_run_that_fails_is_named(tmp_path, capsys, monkeypatch):
   message = capsys.readouterr().err
   assert 'arm sparc, seed 0 failed' in message and "'nowhere' does not exist" in message
   assert 'log.txt' in message
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_run_save(tmp_path, number):
+  """The run is asked to stop, not killed; the grid then ends like after Ctrl-C."""
+  script = (
+      'import signal, sys, time\n'
+      'def save(*_): sys.exit("saved; the same command continues")\n'
+      'signal.signal(signal.SIGTERM, save)\n'
+      'open(sys.argv[1], "w").close()\n'
+      'time.sleep(30)\n')
+  ready, log = tmp_path / 'ready', tmp_path / 'log.txt'
+
+  def ask():
+    while not ready.exists():
+      time.sleep(0.02)
+    os.kill(os.getpid(), number)
+
+  handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  thread = threading.Thread(target=ask)
+  thread.start()
+  with pytest.raises(KeyboardInterrupt):
+    ablate._call(['-c', script, str(ready)], what='a run', log=log)
+  thread.join()
+  assert log.read_text() == 'saved; the same command continues\n'
+  assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))

@@ -132,7 +132,7 @@ def test_evaluate_has_the_fixed_shape_and_the_right_figures(records, prompt_file
   assert got['grounding_pooled']['cnr']['value'] == pytest.approx(
       -got['grounding']['cnr']['value'], rel=1e-3)
   text = evaluation.table(got)
-  assert 'zero-shot macro AUROC' in text and 'fixed centre' in text and '40 pairs' in text
+  assert 'zero-shot macro AUROC' in text and 'maps: centre' in text and '40 pairs' in text
 
 
 def test_evaluate_without_prompts_or_phrases(records):

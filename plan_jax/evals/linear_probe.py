@@ -58,6 +58,9 @@ class ClassResult(zero_shot.ClassResult):
   subsets: int
   strengths: tuple[float, ...]
 
+  def as_json(self) -> dict[str, Any]:
+    return {**super().as_json(), 'subsets': self.subsets, 'strengths': list(self.strengths)}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Share:
@@ -74,17 +77,11 @@ class Share:
         name for name, result in self.classes.items() if math.isnan(result.auroc.value))
 
   def as_json(self) -> dict[str, Any]:
-    classes = {}
-    for name, result in self.classes.items():
-      prevalence = None if math.isnan(result.prevalence) else round(result.prevalence, 6)
-      classes[name] = {
-          **result.auroc.as_json(), 'positives': result.positives, 'prevalence': prevalence,
-          'subsets': result.subsets, 'strengths': list(result.strengths)}
     return {
         'labelled': self.labelled,
         'subsets': self.subsets,
         'macro_auroc': self.macro_auroc.as_json(),
-        'classes': classes,
+        'classes': {name: result.as_json() for name, result in self.classes.items()},
         'undefined': list(self.undefined),
     }
 

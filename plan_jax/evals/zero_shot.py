@@ -24,6 +24,10 @@ class ClassResult:
   def prevalence(self) -> float:
     return self.positives / self.auroc.n if self.auroc.n else math.nan
 
+  def as_json(self) -> dict[str, Any]:
+    return {**self.auroc.as_json(), 'positives': self.positives,
+            'prevalence': bootstrap.plain(self.prevalence)}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroShot:
@@ -38,15 +42,10 @@ class ZeroShot:
         name for name, result in self.classes.items() if math.isnan(result.auroc.value))
 
   def as_json(self) -> dict[str, Any]:
-    classes = {}
-    for name, result in self.classes.items():
-      prevalence = None if math.isnan(result.prevalence) else round(result.prevalence, 6)
-      classes[name] = {
-          **result.auroc.as_json(), 'positives': result.positives, 'prevalence': prevalence}
     return {
         'protocol': PROTOCOL,
         'macro_auroc': self.macro_auroc.as_json(),
-        'classes': classes,
+        'classes': {name: result.as_json() for name, result in self.classes.items()},
         'undefined': list(self.undefined),
     }
 

@@ -40,7 +40,8 @@ def sparc_loss(outputs: shapes.Outputs) -> shapes.Terms:
 def fine_loss(words, pixels, *, is_word, is_pixel):
   """Unit words [b t d] against the regions of all words of their report, and back.
 
-  `pixels` [b p d] need not have length 1. The published form: words count alike, and a repeated word is a negative of itself.
+  `pixels` [b p d] need not have length 1. The published form: words count alike, and a
+  repeated word is a negative of itself.
   """
   match = word_pixel.relate(
       words, pixels, relation=jnp.zeros((words.shape[-1],) * 2), is_word=is_word,

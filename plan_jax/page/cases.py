@@ -56,6 +56,8 @@ class CandidateView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetrievalView:
+  """A retrieval case as the template takes it; `report` '' without texts."""
+
   number: int
   id: str
   side: int

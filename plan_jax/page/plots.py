@@ -17,6 +17,8 @@ _POINTS = 240  # a line at most
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tick:
+  """A mark on an axis: its place in the drawing's units, and its label."""
+
   place: float
   text: str
 

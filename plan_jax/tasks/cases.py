@@ -14,6 +14,7 @@ from plan_jax.evals import retrieval as retrieval_lib
 from plan_jax.objectives import matching
 from plan_jax.tasks import examples as examples_lib
 from plan_jax.tasks import grounding
+from plan_jax.tasks import retrieval
 
 CASES = 12  # of each section
 _RETRIEVED = 6  # images of each section
@@ -106,8 +107,7 @@ def retrieved(
     data: examples_lib.Encoded, scores: Float[np.ndarray, 'n n'], *, seed: int,
 ) -> Mapping[str, Sequence[page.RetrievalCase]]:
   """Images with the reports offered for them: by lot, and those found last."""
-  texts = [examples_lib.normal_text(data.examples[k].text) for k in data.reported]
-  ids = np.unique(np.array(texts, np.str_), return_inverse=True)[1]
+  ids = retrieval.text_ids(data)
   ranks = retrieval_lib.ranks(scores, text_id=ids)
   count = min(_RETRIEVED, len(ranks))
   chosen = {

@@ -49,7 +49,7 @@ def vector_scores(data: examples_lib.Encoded) -> Float[np.ndarray, 'n n']:
 
 def quick(data: examples_lib.Encoded) -> dict[int, float]:
   """R@K, mean of both directions, without intervals."""
-  scores, ids = vector_scores(data), _text_ids(data)
+  scores, ids = vector_scores(data), text_ids(data)
   both = [retrieval.ranks(scores, text_id=ids), retrieval.ranks(scores.T, text_id=ids)]
   return {k: float(np.mean([(found <= k).mean() for found in both]))
           for k in retrieval.CUTOFFS if len(scores)}
@@ -58,7 +58,7 @@ def quick(data: examples_lib.Encoded) -> dict[int, float]:
 def _measure(data, scores, *, name, seed, replicates) -> tuple[dict[str, Any], dict[str, Any]]:
   """Parts of metrics.json and each query's rank."""
   rows = list(data.reported)
-  groups, ids = [data.patients[k] for k in rows], _text_ids(data)
+  groups, ids = [data.patients[k] for k in rows], text_ids(data)
   drawing = dict(seed=seed, replicates=replicates)
   suffix = '_words' if name.endswith('_words') else ''
   found = retrieval.retrieval(scores, groups=groups, text_id=ids, **drawing).as_json()
@@ -76,7 +76,8 @@ def _measure(data, scores, *, name, seed, replicates) -> tuple[dict[str, Any], d
   return parts, samples
 
 
-def _text_ids(data: examples_lib.Encoded) -> np.ndarray:
+def text_ids(data: examples_lib.Encoded) -> Int[np.ndarray, 'n']:
+  """A number for each report, the same for identical ones."""
   texts = [examples_lib.normal_text(data.examples[k].text) for k in data.reported]
   return np.unique(np.array(texts, np.str_), return_inverse=True)[1]
 
