@@ -215,15 +215,23 @@ def test_a_grid_runs_and_continues(tmp_path, records, capsys, monkeypatch):
   assert 'config.train.steps = 2, the grid now says 3; remove' in message
 
 
-def test_a_run_that_fails_is_named(tmp_path, capsys, monkeypatch):
+def test_a_run_that_fails_is_named(tmp_path, records, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
   path = tmp_path / 'grid.py'
-  path.write_text(GRID.format(base=str(ROOT / 'configs' / 'demo.py'), key='model.pixel_stage'))
-  assert ablate.main([f'--config={path}', f'--workdir={tmp_path / "runs"}', '--records=nowhere',
-                      '--seeds=0']) == 2
-  message = capsys.readouterr().err
-  assert 'arm sparc, seed 0 failed' in message and "'nowhere' does not exist" in message
-  assert 'log.txt' in message
+  grid_text = GRID.format(base=str(ROOT / 'configs' / 'demo.py'), key='model.pixel_stage')
+
+  def error(records):
+    assert ablate.main([f'--config={path}', f'--workdir={tmp_path / "runs"}',
+                        f'--records={records}', '--seeds=0']) == 2
+    return capsys.readouterr().err
+
+  path.write_text(grid_text)
+  assert "'nowhere' does not exist" in error('nowhere')
+  path.write_text(grid_text.replace(
+      "'train.steps': 2", "'train.steps': 2, 'evaluation.prompts': 'nowhere.toml'"))
+  message = error(records)
+  assert 'arm sparc, seed 0 failed with status 2' in message and 'nowhere.toml' in message
+  assert 'log.txt' in message and 'run the same command again' in message
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
