@@ -140,7 +140,8 @@ def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.RE
             ) -> Comparison | None:
   """The comparison of the finished runs; None if the reference has none.
 
-  Arm and reference are paired by the seeds that both have.
+  Arm and reference are paired by the seeds that both have. Parts of the reference spread
+  over seeds much as it does, so theirs is pooled; each baseline has its own.
 
   Raises:
     AblationError: runs evaluated on different samples.
@@ -163,6 +164,10 @@ def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.RE
   (content_hash, split, pairs), = about
   summaries, differences = {}, {}
   reference = runs[grid.reference]
+  spreads = {name: paired.pooled_spread({
+      (arm, seed): run.figures[name][0] for arm, by_seed in runs.items()
+      if arm not in grid.baselines for seed, run in by_seed.items() if name in run.figures})
+             for name in FIGURES}
   for arm, by_seed in runs.items():
     both = [seed for seed in by_seed if seed in reference]
     summaries[arm], differences[arm] = {}, {}
@@ -177,7 +182,8 @@ def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.RE
                      if name in ours and name in theirs]
       if arm != grid.reference and paired_runs:
         differences[arm][name] = paired.difference(
-            [ours for ours, _ in paired_runs], [theirs for _, theirs in paired_runs], n=n)
+            [ours for ours, _ in paired_runs], [theirs for _, theirs in paired_runs], n=n,
+            spread=None if arm in grid.baselines else spreads[name])
   return Comparison(
       grid=grid, seeds={arm: list(by_seed) for arm, by_seed in runs.items()},
       maps={arm: next(iter(by_seed.values())).maps for arm, by_seed in runs.items()},
@@ -245,7 +251,8 @@ def table(found: Comparison) -> str:
              [arm for arm in grid.arms if arm not in (grid.reference, *grid.baselines)])]
   lines = [f'{found.split} split, {found.pairs} pairs. Mean over seeds [95 % interval over samples '
            f'and seeds; of one seed: over samples]; below it, the lead of `{grid.reference}` over '
-           'the arm: difference [interval], paired by sample and seed. Maps: the kind that speaks '
+           'the arm: difference [interval], paired by sample and seed, the spread over seeds '
+           "pooled over the parts, a method's its own. Maps: the kind that speaks "
            'for the objective; retrieval and zero-shot by vectors, and by words where they count.',
            '']
   for title, arms in groups:

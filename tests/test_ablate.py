@@ -136,6 +136,29 @@ def test_intervals_cover_what_they_say():
   assert 0.92 < inside / 400 < 0.99
 
 
+def test_spread_pooled_over_arms():
+  """Of two arms it is that of their differences; of more it knows their sigma better."""
+  rng = np.random.default_rng(0)
+  two = rng.normal(size=(2, 4))
+  pooled = paired.pooled_spread({(str(a), s): two[a, s] for a in range(2) for s in range(4)})
+  assert pooled.freedom == 3
+  assert pooled.variance == pytest.approx((two[0] - two[1]).var(ddof=1))
+  inside = 0
+  arms = np.array([0, 0, 1, 2, 3])[:, None]  # the first two are equal in truth
+  for _ in range(300):
+    cells = arms + rng.normal(size=3) + 0.5 * rng.normal(size=(5, 3))
+    runs = {(str(a), s): cells[a, s] for a in range(5) for s in range(3)}
+    del runs['4', 2]  # a grid that is not finished
+    spread = paired.pooled_spread(runs)
+    assert spread.freedom == 7
+    ours, theirs = ([(value, np.full(9, value)) for value in cells[a]] for a in (0, 1))
+    found = paired.difference(ours, theirs, n=9, spread=spread).figure
+    inside += found.low <= 0 <= found.high
+  assert 0.91 < inside / 300 < 0.99
+  assert paired.pooled_spread({('a', 0): 1.0, ('b', 0): 2.0}) is None
+  assert paired.pooled_spread({}) is None
+
+
 def test_runs_on_different_pairs_are_not_compared(tmp_path):
   write_run(tmp_path, 'ours', 0, lift=0.5)
   write_run(tmp_path, 'part', 0, lift=0.2, pairs=IMAGES - 1)
