@@ -84,6 +84,19 @@ class Negatives(enum.StrEnum):
   GLOBAL = 'global'
 
 
+class Algorithm(enum.StrEnum):
+  """How the scores of method (9) are computed; the values are the same.
+
+  `auto` is blockwise, or ring where the words of all devices would fill a GiB;
+  `reference` holds all pairs in memory.
+  """
+
+  AUTO = 'auto'
+  REFERENCE = 'reference'
+  BLOCKWISE = 'blockwise'
+  RING = 'ring'
+
+
 class Teacher(enum.StrEnum):
   """Where the targets of method (13) come from."""
 
@@ -162,7 +175,7 @@ class Model:
 class Objective:
   """Which loss, with the switches of docs/method.md.
 
-  The baselines train by `negatives` and `block_mib` (GLoRIA) and nothing else; maps of
+  The baselines train by `negatives`, `algorithm` and `block_mib` (GLoRIA) and nothing else; maps of
   phrases weigh words by `term_weights` for all.
   """
 
@@ -183,7 +196,8 @@ class Objective:
   term_filter: bool = True  # (11): keep the share `stages.*.keep` of words
   reliability_images: int = 4  # other images that (15) compares with
   rounds: int = 1  # (17b): 1 = one pass of (3)-(6)
-  block_mib: int = 256  # byte budget of one block of (9)
+  algorithm: Algorithm = Algorithm.AUTO  # of (9)
+  block_mib: int = 256  # byte budget of one tile of (9)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

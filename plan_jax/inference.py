@@ -235,10 +235,8 @@ class Model:
     return np.concatenate(parts)
 
   @property
-  def _relation(self) -> Float[np.ndarray, 'd d']:
-    dim = self.config.model.joint_dim
-    params = self._variables['params']
-    return params['relation'] if 'relation' in params else np.zeros((dim, dim), np.float32)
+  def _relation(self) -> Float[jax.Array, 'd d'] | None:
+    return self._variables['params'].get('relation')
 
   def word_maps(
       self, images: shapes.ImageFeatures, texts: shapes.TextFeatures, *, kind: matching.MapKind,

@@ -80,13 +80,13 @@ class TextFeatures:
 class Outputs:
   """Everything an objective may use of one forward pass.
 
-  `relation` is Delta of method equation (3), zero when the relation is cosine;
+  `relation` is Delta of method equation (3), None when the relation is cosine;
   `temperature` is tau_g of (2); `prototypes` are MGCA's, none for the other objectives.
   """
 
   image: ImageFeatures
   text: TextFeatures
-  relation: Float[Array, 'd d']
+  relation: Float[Array, 'd d'] | None
   temperature: Float[Array, '']
   prototypes: Float[Array, 'k d']
 

@@ -118,9 +118,6 @@ def make_train_step(
   schedule = optim.learning_rate(config.optim, total_steps=config.train.steps)
   everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
 
-  def replicate(x):
-    return jax.lax.with_sharding_constraint(x, everywhere)
-
   def train_step(state, batch, stage):
     key = jax.random.fold_in(state.key, state.step)
     dropout_key, text_key, objective_key = jax.random.split(key, 3)
@@ -131,7 +128,7 @@ def make_train_step(
           variables, batch, train=True, rngs={'dropout': dropout_key}, mutable=['batch_stats'])
       if settings.name is not config_lib.ObjectiveName.PLAN:
         return _baseline_loss(
-            outputs, config=config, devices=mesh.size, replicate=replicate), updates
+            outputs, config=config, mesh=mesh), updates
 
       def short_text(keep):
         text, _ = model.apply(
@@ -151,7 +148,7 @@ def make_train_step(
 
       terms = plan.plan_loss(
           outputs, batch, teacher=teach(), stage=stage, settings=settings, grid=grid,
-          rng=objective_key, short_text=short_text, devices=mesh.size, replicate=replicate)
+          rng=objective_key, short_text=short_text, mesh=mesh)
       return terms, updates
 
     def total(params):
@@ -192,15 +189,14 @@ def make_train_step(
   )
 
 
-def _baseline_loss(outputs, *, config, devices, replicate) -> shapes.Terms:
+def _baseline_loss(outputs, *, config, mesh) -> shapes.Terms:
   match config.objective.name:
     case config_lib.ObjectiveName.CONVIRT:
       return convirt.convirt_loss(outputs)
     case config_lib.ObjectiveName.SPARC:
       return sparc.sparc_loss(outputs)
     case config_lib.ObjectiveName.GLORIA:
-      return gloria.gloria_loss(
-          outputs, settings=config.objective, devices=devices, replicate=replicate)
+      return gloria.gloria_loss(outputs, settings=config.objective, mesh=mesh)
     case config_lib.ObjectiveName.MGCA:
       return mgca.mgca_loss(outputs, renormalise=config.model.image not in vit.VARIANTS)
 

@@ -1,4 +1,4 @@
-"""Contrasts, regions and pair scores, (2)-(9): numpy loops, masks, degenerate input."""
+"""Contrasts and regions, (2)-(8): numpy loops, masks, degenerate input."""
 
 import functools
 
@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 
 from plan_jax.losses import contrastive
-from plan_jax.losses import cross_pair
 from plan_jax.losses import terms
 from plan_jax.losses import word_pixel
 
-SOFT = functools.partial(
-    word_pixel.salient_weights, fixed=0.5, per_cell=0.0, percentile=0.0, gate_width=0.05)
-PERCENTILE = functools.partial(
-    word_pixel.salient_weights, fixed=0.0, per_cell=0.0, percentile=0.85, gate_width=0.05)
+SOFT = word_pixel.Salient(fixed=0.5, gate_width=0.05)
+PERCENTILE = word_pixel.Salient(percentile=0.85, gate_width=0.05)
+
+relate = jax.jit(word_pixel.relate)
 
 
-relate = jax.jit(word_pixel.relate, static_argnames=('attend', 'rounds'))
-pair_scores = jax.jit(
-    cross_pair.pair_scores, static_argnames=('attend', 'rounds', 'block'))
+def look(attend=SOFT, relation=None, rounds=1):
+  return word_pixel.Look(relation=relation, attend=attend, rounds=rounds)
+
+
+def weights_of(attend, similarity, *, is_word, is_pixel):
+  """The weights of rows that sum to 1, of an `Attend` that leaves their factor open."""
+  weights = attend(similarity, is_word=is_word, is_pixel=is_pixel)
+  return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def units(rng, *shape):
@@ -89,8 +93,7 @@ def test_unit_of_zero_is_zero_with_zero_gradient():
 def test_relation_bends_the_similarity():
   words, pixels, is_word, is_pixel = features()
   delta = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
-  match = relate(
-      words, pixels, relation=delta, is_word=is_word, is_pixel=is_pixel, attend=SOFT)
+  match = relate(words, pixels, look=look(relation=delta), is_word=is_word, is_pixel=is_pixel)
   expected = np.einsum('btd,de,bpe->btp', words, np.eye(6) + delta, pixels)
   np.testing.assert_allclose(match.similarity, expected, rtol=1e-4, atol=1e-5)
 
@@ -101,8 +104,7 @@ def test_min_max_over_real_pixels_only():
   np.testing.assert_allclose(scaled[0, 0], [0, 1, 0.5, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize('attend', [SOFT, PERCENTILE, functools.partial(
-    word_pixel.salient_weights, fixed=0.0, per_cell=1.0, percentile=0.0, gate_width=0.0)])
+@pytest.mark.parametrize('attend', [SOFT, PERCENTILE, word_pixel.Salient(per_cell=1.0)])
 def test_constant_row_is_uniform_without_gradient(attend):
   is_pixel = np.array([[True, True, True, False]])
   flat = jnp.full((1, 2, 4), 0.3)
@@ -110,7 +112,7 @@ def test_constant_row_is_uniform_without_gradient(attend):
 
   @jax.jit
   def weights(similarity):
-    return attend(similarity, is_word=np.ones((1, 2), bool), is_pixel=is_pixel)
+    return weights_of(attend, similarity, is_word=np.ones((1, 2), bool), is_pixel=is_pixel)
 
   np.testing.assert_allclose(weights(flat)[0], [[1 / 3, 1 / 3, 1 / 3, 0]] * 2, rtol=1e-6)
   gradient = jax.grad(lambda s: jnp.sum(weights(s) * jnp.arange(4.0)))(flat)
@@ -118,19 +120,18 @@ def test_constant_row_is_uniform_without_gradient(attend):
 
 
 def test_a_gate_that_keeps_nothing_is_uniform():
-  nothing = word_pixel.salient_weights(
-      jnp.array([[[0.0, 0.4, 1.0, 0.2]]]), is_word=np.ones((1, 1), bool),
-      is_pixel=np.ones((1, 4), bool), fixed=1.5, per_cell=0.0, percentile=0.0, gate_width=0.0)
+  nothing = weights_of(
+      word_pixel.Salient(fixed=1.5), jnp.array([[[0.0, 0.4, 1.0, 0.2]]]),
+      is_word=np.ones((1, 1), bool), is_pixel=np.ones((1, 4), bool))
   np.testing.assert_allclose(nothing, np.full((1, 1, 4), 0.25))
 
 
 def test_gates_against_their_formula():
   x = np.array([0.0, 0.3, 0.55, 1.0], np.float32)
-  kwargs = dict(is_word=np.ones((1, 1), bool), is_pixel=np.ones((1, 4), bool),
-                fixed=0.5, per_cell=0.0, percentile=0.0)
-  hard = word_pixel.salient_weights(jnp.array(x)[None, None], gate_width=0.0, **kwargs)
+  kwargs = dict(is_word=np.ones((1, 1), bool), is_pixel=np.ones((1, 4), bool))
+  hard = weights_of(word_pixel.Salient(fixed=0.5), jnp.array(x)[None, None], **kwargs)
   np.testing.assert_allclose(hard[0, 0], np.array([0, 0, 0.55, 1]) / 1.55, rtol=1e-6)
-  soft = word_pixel.salient_weights(jnp.array(x)[None, None], gate_width=0.05, **kwargs)
+  soft = weights_of(SOFT, jnp.array(x)[None, None], **kwargs)
   expected = x / (1 + np.exp(-(x - 0.5) / 0.05))
   np.testing.assert_allclose(soft[0, 0], expected / expected.sum(), rtol=1e-5)
 
@@ -157,18 +158,17 @@ def test_threshold_per_cell_counts_real_pixels():
 
 
 @pytest.mark.parametrize('sigma, cells, cosine', [
-    (dict(fixed=0.0, per_cell=1.0, percentile=0.0), 173, 0.77),
-    (dict(fixed=0.5, per_cell=0.0, percentile=0.0), 108, 0.38),
-    (dict(fixed=0.0, per_cell=0.0, percentile=0.85), 48, 0.16)])
+    (dict(per_cell=1.0), 173, 0.77),
+    (dict(fixed=0.5), 108, 0.38),
+    (dict(percentile=0.85), 48, 0.16)])
 def test_diagnostics_reproduce_the_measured_table(sigma, cells, cosine):
   # The table is one draw: from report to report the cosine varies by .03 (1 sd).
   rng = np.random.default_rng(0)
   words, pixels = units(rng, 8, 60, 128), units(rng, 8, 196, 128)
   is_word = np.ones((8, 60), bool)
   match = relate(
-      words, pixels, relation=jnp.zeros((128, 128)), is_word=is_word,
-      is_pixel=np.ones((8, 196), bool),
-      attend=functools.partial(word_pixel.salient_weights, gate_width=0.05, **sigma))
+      words, pixels, look=look(word_pixel.Salient(gate_width=0.05, **sigma)), is_word=is_word,
+      is_pixel=np.ones((8, 196), bool))
   assert float(word_pixel.effective_cells(match.weights, is_word=is_word)) == pytest.approx(
       cells, rel=0.04)
   assert float(word_pixel.region_cosine(match.regions, is_word=is_word)) == pytest.approx(
@@ -177,8 +177,7 @@ def test_diagnostics_reproduce_the_measured_table(sigma, cells, cosine):
 
 def test_diagnostics_against_loops():
   words, pixels, is_word, is_pixel = features()
-  match = relate(
-      words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
+  match = relate(words, pixels, look=look(), is_word=is_word, is_pixel=is_pixel)
   regions = np.asarray(match.regions)
   means = []
   for r, real in zip(regions, is_word, strict=True):
@@ -195,11 +194,11 @@ def test_diagnostics_against_loops():
 
 def test_rounds_look_again_with_the_region_mixed_in():
   words, pixels, is_word, is_pixel = features()
-  kwargs = dict(relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
-  first = relate(words, pixels, **kwargs)
+  kwargs = dict(is_word=is_word, is_pixel=is_pixel)
+  first = relate(words, pixels, look=look(), **kwargs)
   mixed = contrastive.unit(words + first.regions)
-  by_hand = relate(mixed, pixels, **kwargs)
-  two = relate(words, pixels, rounds=2, **kwargs)
+  by_hand = relate(mixed, pixels, look=look(), **kwargs)
+  two = relate(words, pixels, look=look(rounds=2), **kwargs)
   np.testing.assert_allclose(two.regions, by_hand.regions, rtol=1e-5, atol=1e-6)
   assert np.abs(two.regions - first.regions).max() > 1e-3
 
@@ -238,8 +237,7 @@ def test_a_report_of_one_repeated_word_has_no_negatives():
 
 def test_pixel_word_loss_against_loops():
   words, pixels, is_word, is_pixel = features()
-  match = relate(
-      words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel, attend=SOFT)
+  match = relate(words, pixels, look=look(), is_word=is_word, is_pixel=is_pixel)
   mixtures = word_pixel.word_mixtures(match.similarity, words, is_word=is_word, temperature=0.1)
   weights = word_pixel.pixel_weights(match.weights)
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
@@ -261,90 +259,3 @@ def test_pixel_word_loss_against_loops():
 
 def test_pixel_weights_pass_no_gradient():
   assert not np.any(jax.grad(lambda a: word_pixel.pixel_weights(a)[0, 0])(jnp.ones((1, 2, 3))))
-
-
-# ---- (9)
-
-
-def reference_scores(words, pixels, *, relation, is_word, is_pixel, attend):
-  """Everything in memory, one pair at a time."""
-  rows = []
-  for v, real_pixel in zip(pixels, is_pixel, strict=True):
-    row = []
-    for w, real_word in zip(words, is_word, strict=True):
-      similarity = w @ (jnp.eye(w.shape[-1]) + relation) @ v.T
-      a = attend(similarity, is_word=real_word, is_pixel=real_pixel)
-      regions = contrastive.unit(a @ v)
-      cosine = jnp.sum(contrastive.unit(w) * regions, axis=-1)
-      row.append(jnp.log(jnp.sum(jnp.where(real_word, jnp.exp(5 * cosine), 0.0))))
-    rows.append(jnp.stack(row))
-  return jnp.stack(rows)
-
-
-@pytest.mark.parametrize('attend', [SOFT, PERCENTILE])
-@pytest.mark.parametrize('block', [1, 2, 4])
-def test_pair_scores_equal_the_reference(attend, block):
-  words, pixels, is_word, is_pixel = features(b=4)
-  delta = 0.3 * np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
-  kwargs = dict(is_word=is_word, is_pixel=is_pixel, attend=attend)
-
-  def blockwise(words, pixels, relation):
-    scores = pair_scores(
-        words, pixels, relation=relation, rounds=1, block=block, **kwargs)
-    return jnp.sum(jnp.sin(scores)), scores
-
-  def reference(words, pixels, relation):
-    scores = reference_scores(words, pixels, relation=relation, **kwargs)
-    return jnp.sum(jnp.sin(scores)), scores
-
-  gradients, scores = jax.jit(jax.grad(blockwise, (0, 1, 2), has_aux=True))(words, pixels, delta)
-  expected, oracle = jax.jit(jax.grad(reference, (0, 1, 2), has_aux=True))(words, pixels, delta)
-  np.testing.assert_allclose(scores, oracle, rtol=1e-5, atol=1e-5)
-  for ours, theirs in zip(gradients, expected, strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
-
-
-def test_pair_scores_of_empty_reports_and_blank_images():
-  words, pixels, is_word, is_pixel = features(b=4)
-  is_word[1], is_pixel[2] = False, False
-
-  def total(words, pixels):
-    scores = pair_scores(
-        words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel,
-        attend=SOFT, rounds=2, block=2)
-    return jnp.sum(scores), scores
-
-  gradients, scores = jax.jit(jax.grad(total, (0, 1), has_aux=True))(words, pixels)
-  assert all_finite((scores, gradients))
-  assert not np.any(scores[:, 1]) and np.all(np.asarray(scores)[[0, 1, 3]][:, [0, 2, 3]] != 0)
-  assert not np.any(gradients[0][1]) and not np.any(gradients[1][2])
-
-
-def test_blocks():
-  assert cross_pair.block_size(12, images=4, words=8, pixels=16, mib=1000) == 12
-  of_one = 24 * 4 * 1024 * 256
-  assert cross_pair.block_size(12, images=4, words=1024, pixels=256, mib=5 * of_one / 2**20) == 4
-  assert cross_pair.block_size(12, images=4, words=1024, pixels=256, mib=1) == 1
-  words, pixels, is_word, is_pixel = features(b=4)
-  with pytest.raises(ValueError, match='block=3 does not divide the 4 reports'):
-    pair_scores(
-        words, pixels, relation=jnp.zeros((6, 6)), is_word=is_word, is_pixel=is_pixel,
-        attend=SOFT, rounds=1, block=3)
-
-
-def test_memory_stays_below_the_all_pairs_array():
-  b, t, p, d = 16, 32, 64, 8
-  rng = np.random.default_rng(0)
-  args = units(rng, b, t, d), units(rng, b, p, d)
-
-  def total(words, pixels, block):
-    return jnp.sum(pair_scores(
-        words, pixels, relation=jnp.zeros((d, d)), is_word=np.ones((b, t), bool),
-        is_pixel=np.ones((b, p), bool), attend=SOFT, rounds=1, block=block))
-
-  def temporaries(block):
-    step = jax.jit(jax.grad(functools.partial(total, block=block), (0, 1)))
-    return step.lower(*args).compile().memory_analysis().temp_size_in_bytes
-
-  all_pairs = 4 * b * b * t * p
-  assert temporaries(1) < all_pairs < temporaries(b)

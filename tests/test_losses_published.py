@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from plan_jax import config
+from plan_jax import mesh as mesh_lib
 from plan_jax import shapes
 from plan_jax.models import layers
 from plan_jax.objectives import convirt
@@ -64,7 +65,7 @@ def outputs(*, images, texts, words, pixels, is_word, temperature=0.07, prototyp
           word_norm=layers.length(words), is_word=is_word,
           attention=jnp.ones(words.shape[:2]) if word_attention is None else word_attention,
           backbone=texts),
-      relation=jnp.zeros((d, d)), temperature=jnp.float32(temperature),
+      relation=None, temperature=jnp.float32(temperature),
       prototypes=jnp.zeros((0, d)) if prototypes is None else prototypes)
 
 
@@ -144,7 +145,7 @@ def test_gloria(mib):
     return gloria.gloria_loss(
         outputs(images=images, texts=texts, words=words.swapaxes(1, 2), is_word=is_word,
                 pixels=pixels.reshape(b, d, h * w).swapaxes(1, 2), temperature=0.1),
-        settings=settings)
+        settings=settings, mesh=mesh_lib.make_mesh(jax.devices()[:1]))
 
   inputs = [data[name] for name in
             ('global_image', 'global_text', 'word_features', 'image_features')]
@@ -166,7 +167,9 @@ def test_gloria_attention():
   is_word = np.arange(data['word_features'].shape[2]) < data['lengths'][:, None]
   similarity = jnp.einsum(
       'bdt,bdp->btp', data['word_features'], data['image_features'].reshape(b, d, h * w))
-  maps = np.asarray(gloria.attend(
-      similarity, is_word=is_word, is_pixel=jnp.ones((b, h * w), bool))).reshape(b, -1, h, w)
+  weights = np.asarray(gloria.attend(
+      similarity, is_word=is_word, is_pixel=jnp.ones((b, h * w), bool)))
+  maps = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-9)
+  maps = maps.reshape(b, -1, h, w)
   np.testing.assert_allclose(maps[is_word], data['attention_maps'][is_word], rtol=1e-4, atol=1e-6)
   assert not maps[~is_word].any()

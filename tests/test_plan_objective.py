@@ -24,6 +24,7 @@ STEPS = (0, 40, 90)  # one of each stage
 SETTINGS = config.Objective(
     reliability_images=B - 1, word_region_weight=0.3, pixel_word_weight=0.5,
     cross_pair_weight=0.7, refine_weight=0.9)
+ONE = mesh_lib.make_mesh(jax.devices()[:1])
 LOCAL = ('word_region', 'pixel_word', 'cross_pair', 'refine')
 
 
@@ -74,7 +75,8 @@ def evaluate(outputs, batch, teacher, stage):
         text=outputs.text.replace(words=words), relation=relation)
     terms = plan.plan_loss(
         student, batch, teacher=teacher, stage=stage, settings=SETTINGS, grid=GRID,
-        rng=jax.random.key(0), short_text=functools.partial(mean_of_kept, student))
+        rng=jax.random.key(0), short_text=functools.partial(mean_of_kept, student),
+        mesh=ONE)
     return {'total': terms.total, **terms.parts}, terms
 
   features = (outputs.image.pooled, outputs.image.pixels, outputs.text.words, outputs.relation)
@@ -82,14 +84,12 @@ def evaluate(outputs, batch, teacher, stage):
   return terms, gradients
 
 
-@functools.partial(jax.jit, static_argnames=('settings', 'grid', 'devices', 'replicate'))
-def values(outputs, batch, stage, *, teacher=None, settings=SETTINGS, grid=GRID, devices=1,
-           replicate=lambda x: x):
+@functools.partial(jax.jit, static_argnames=('settings', 'grid', 'mesh'))
+def values(outputs, batch, stage, *, teacher=None, settings=SETTINGS, grid=GRID, mesh=ONE):
   return plan.plan_loss(
       outputs, batch, teacher=outputs if teacher is None else teacher, stage=stage,
       settings=settings, grid=grid, rng=jax.random.key(0),
-      short_text=functools.partial(mean_of_kept, outputs), devices=devices,
-      replicate=replicate)
+      short_text=functools.partial(mean_of_kept, outputs), mesh=mesh)
 
 
 def without_draws(stage):
@@ -352,7 +352,8 @@ def test_device_scope_keeps_to_each_devices_part():
   outputs, batch = example()
   stage = without_draws(SCHEDULE.values(0))
   device = dataclasses.replace(SETTINGS, negatives=config.Negatives.DEVICE)
-  ours = values(outputs, batch, stage, settings=device, devices=2).parts['cross_pair']
+  two, three = (mesh_lib.make_mesh(jax.devices()[:n]) for n in (2, 3))
+  ours = values(outputs, batch, stage, settings=device, mesh=two).parts['cross_pair']
   halves = []
   for half in (slice(0, 2), slice(2, 4)):
     part = outputs.replace(
@@ -361,8 +362,8 @@ def test_device_scope_keeps_to_each_devices_part():
     halves.append(float(values(
         part, jax.tree.map(lambda x: x[half], batch), stage).parts['cross_pair']))
   assert float(ours) == pytest.approx(np.mean(halves), rel=1e-5)
-  with pytest.raises(ValueError, match='devices=3 does not divide the batch of 4'):
-    values(outputs, batch, stage, settings=device, devices=3)
+  with pytest.raises(ValueError, match='4 pairs cannot be shared by 3 devices equally'):
+    values(outputs, batch, stage, settings=device, mesh=three)
 
 
 @pytest.mark.parametrize('negatives', ['global', 'device'])
@@ -376,33 +377,9 @@ def test_a_sharded_batch_gives_the_same(negatives):
       image=jax.device_put(outputs.image, split), text=jax.device_put(outputs.text, split),
       relation=jax.device_put(outputs.relation, everywhere),
       temperature=jax.device_put(outputs.temperature, everywhere))
-  constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
-  same(values(outputs, batch, stage, settings=settings, devices=4),
-       values(sharded, jax.device_put(batch, split), stage, settings=settings, devices=4,
-              replicate=constrain), rtol=1e-5)
-
-
-def test_words_are_gathered_once_not_block_by_block():
-  mesh = mesh_lib.make_mesh(jax.devices()[:4])
-  everywhere = mesh_lib.replicated(mesh)
-  outputs, batch = example(b=8)
-  of_four_reports = 4 * 24 * 2 * T * P / 2**20  # MiB: two blocks
-  settings = dataclasses.replace(SETTINGS, refine_weight=0.0, block_mib=of_four_reports)
-  sharded = outputs.replace(
-      image=jax.device_put(outputs.image, mesh_lib.split(mesh)),
-      text=jax.device_put(outputs.text, mesh_lib.split(mesh)),
-      relation=jax.device_put(outputs.relation, everywhere))
-
-  def gathers_in_loops(**kwargs):
-    program = values.lower(
-        sharded, jax.device_put(batch, mesh_lib.split(mesh)), SCHEDULE.values(0),
-        settings=settings, devices=4, **kwargs).compile().as_text()
-    return [line for line in program.splitlines()
-            if ' all-gather(' in line and 'while/body/closed_call' in line]
-
-  assert gathers_in_loops()  # what the argument is for; else it can go
-  constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
-  assert not gathers_in_loops(replicate=constrain)
+  same(values(outputs, batch, stage, settings=settings, mesh=mesh),
+       values(sharded, jax.device_put(batch, split), stage, settings=settings, mesh=mesh),
+       rtol=1e-5)
 
 
 def test_convirt_is_the_global_term():

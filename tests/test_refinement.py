@@ -11,11 +11,11 @@ from plan_jax.losses import refinement
 from plan_jax.losses import terms
 from plan_jax.losses import word_pixel
 
-SOFT = functools.partial(
-    word_pixel.salient_weights, fixed=0.5, per_cell=0.0, percentile=0.0, gate_width=0.05)
+LOOK = word_pixel.Look(
+    relation=None, attend=word_pixel.Salient(fixed=0.5, gate_width=0.05))
 
 reliable_words = jax.jit(
-    refinement.reliable_words, static_argnames=('attend', 'rounds', 'others'))
+    refinement.reliable_words, static_argnames=('others',))
 smooth = jax.jit(refinement.smooth, static_argnames=('grid', 'sigma'))
 
 
@@ -175,8 +175,7 @@ def test_reliable_words_prefer_their_own_image():
   # Word i is pixel 0 of image i and of no other; the last word is everywhere (pixel 1).
   words = np.stack([np.stack([eye[i], eye[5]]) for i in range(4)])
   pixels = np.stack([np.stack([eye[i], eye[5], eye[4]]) for i in range(4)])
-  kwargs = dict(relation=jnp.zeros((6, 6)), is_word=np.ones((4, 2), bool), attend=SOFT,
-                rounds=1, others=3)
+  kwargs = dict(look=LOOK, is_word=np.ones((4, 2), bool), others=3)
   rho = reliable_words(
       words, pixels, is_pixel=np.ones((4, 3), bool), margin=0.02, **kwargs)
   np.testing.assert_array_equal(rho, [[True, False]] * 4)

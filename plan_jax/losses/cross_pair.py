@@ -1,88 +1,102 @@
-"""Word-region match of every report with every image, in bounded memory."""
+"""The contrast of reports with images by their words: term (9) of the method."""
 
+import dataclasses
 import functools
-from typing import Callable
 
 import einops
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
+from plan_jax import config
 from plan_jax import shapes
 from plan_jax.losses import contrastive
+from plan_jax.losses import pair_scores
 from plan_jax.losses import word_pixel
 
 Array = shapes.Array
 
-# Of (9), as published by GLoRIA.
-WORD_SHARPNESS = 5.0
-LOGIT_SCALE = 10.0
+LOGIT_SCALE = 10.0  # of (9), as published by GLoRIA
 
-_COPIES = 6  # fp32 arrays of a block's size that its backward pass holds at once
+_GATHERED_MIB = 1024  # above it the words of all devices are not gathered
 
 
-def block_size(reports: int, *, images: int, words: int, pixels: int, mib: int) -> int:
-  """The largest divisor of `reports` whose block fits into `mib` MiB, at least 1.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """How a batch is matched, and what that costs each device in a step.
 
-  `images` counts those that one device holds.
+  Attributes:
+    algorithm: which.
+    is_global: negatives from the whole batch, else from the device's part of it.
+    tile: of `pair_scores.blockwise` (a ring's: of one of its steps).
+    tflop: forward and backward, with the recomputed forward pass; padding counts.
+    mib: of the largest arrays that live at once: gathered words and the tile's.
+    wire_mib: received by each device, forward and backward.
   """
-  of_one_report = _COPIES * 4 * images * words * pixels
-  fitting = max(1, int(mib * 2**20) // of_one_report)
-  return max(n for n in range(1, min(reports, fitting) + 1) if reports % n == 0)
+
+  algorithm: config.Algorithm
+  is_global: bool
+  tile: pair_scores.Tile
+  tflop: float
+  mib: float
+  wire_mib: float
+
+  def __str__(self) -> str:
+    scope = 'the global batch' if self.is_global else "each device's part"
+    return (f'{self.algorithm}, negatives of {scope}, {self.tile.images} images x '
+            f'{self.tile.reports} reports at a time; a device and step: {self.tflop:.3g} TFLOP, '
+            f'{self.mib:.3g} MiB, {self.wire_mib:.3g} MiB received (estimates)')
 
 
-def pair_scores(
-    words: Float[Array, 'j t d'],
-    pixels: Float[Array, 'i p d'],
+def plan(
     *,
-    relation: Float[Array, 'd d'],
-    is_word: Bool[Array, 'j t'],
-    is_pixel: Bool[Array, 'i p'],
-    attend: word_pixel.Attend,
-    rounds: int,
-    block: int,
-) -> Float[Array, 'i j']:
-  """Soft-region match of every report with every image, fp32, larger is better.
-
-  Z_ij = log sum_l exp(5 cos(word l of report j, its region on image i)).
-  A report without words scores 0 with every image. Peak extra memory: about
-  24 * block * i * t * p bytes; nothing of size [i, j, t, p] exists.
+    batch: int,
+    words: int,
+    pixels: int,
+    dim: int,
+    is_global: bool,
+    mib: int,
+    devices: int = 1,
+    algorithm: config.Algorithm = config.Algorithm.AUTO,
+) -> Plan:
+  """The cheapest way to match a batch of pairs that `devices` share in equal parts.
 
   Args:
-    words: word vectors of all reports; need not have length 1.
-    pixels: pixel vectors of all images.
-    relation: Delta of (3).
-    is_word: real words.
-    is_pixel: real pixels.
-    attend: similarities to weights, (4)-(6).
-    rounds: of (17b).
-    block: reports handled at a time.
+    batch: pairs, over all devices.
+    words: of a report, padding included.
+    pixels: of an image.
+    dim: of the joint space.
+    is_global: scope of the negatives.
+    mib: byte budget of a tile.
+    devices: that share the batch.
+    algorithm: `auto` chooses.
 
   Raises:
-    ValueError: if `block` does not divide j.
-
-  Source: method (9) on top of (3)-(6); GLoRIA (ICCV 2021) for the aggregation.
+    ValueError: if `devices` does not divide the batch.
   """
-  if words.shape[0] % block:
-    raise ValueError(
-        f'block={block} does not divide the {words.shape[0]} reports; use block_size()')
-
-  def score(reports):
-    words, is_word = reports
-    match = word_pixel.relate(
-        words[:, None], pixels[None], relation=relation, is_word=is_word[:, None],
-        is_pixel=is_pixel[None], attend=attend, rounds=rounds)
-    cosine = jnp.einsum('jtd,jitd->jit', contrastive.unit(words), match.regions)
-    return contrastive.masked_logsumexp(
-        WORD_SHARPNESS * cosine, where=is_word[:, None], axis=-1)
-
-  # The backward pass computes a block again, but for its thresholds.
-  score = jax.checkpoint(
-      score, policy=jax.checkpoint_policies.save_only_these_names(word_pixel.THRESHOLD))
-  blocks = jax.tree.map(
-      lambda x: x.reshape(-1, block, *x.shape[1:]), (words.astype(jnp.float32), is_word))
-  scores = jax.lax.map(score, blocks)
-  return scores.reshape(words.shape[0], pixels.shape[0]).T
+  if batch % devices:
+    raise ValueError(f'a batch of {batch} pairs cannot be shared by {devices} devices equally')
+  own = batch // devices
+  gathers = is_global and devices > 1
+  of_words = batch * words * dim * 4 / 2**20
+  if algorithm is config.Algorithm.AUTO:
+    is_large = gathers and of_words > _GATHERED_MIB
+    algorithm = config.Algorithm.RING if is_large else config.Algorithm.BLOCKWISE
+  reports = batch if is_global and algorithm is not config.Algorithm.RING else own
+  if algorithm is config.Algorithm.REFERENCE:
+    tile = pair_scores.Tile(images=own, reports=reports)
+  else:
+    tile = pair_scores.choose_tile(
+        images=own, reports=reports, words=words, pixels=pixels, mib=mib)
+  matched = batch if is_global else own
+  held = 2 * of_words if gathers and algorithm is not config.Algorithm.RING else 0.0
+  travels = 3 if algorithm is config.Algorithm.RING else 2  # words forward and, backward, gradients
+  return Plan(
+      algorithm=algorithm, is_global=is_global, tile=tile,
+      tflop=16 * own * matched * words * pixels * dim / 1e12,
+      mib=held + 24 * tile.images * tile.reports * words * pixels / 2**20,
+      wire_mib=travels * of_words * (devices - 1) / devices if gathers else 0.0)
 
 
 def responsibilities(
@@ -94,7 +108,7 @@ def responsibilities(
 
   Source: method (9), (18).
   """
-  logits = jnp.where(is_word, WORD_SHARPNESS * cosine, -1e30)
+  logits = jnp.where(is_word, pair_scores.WORD_SHARPNESS * cosine, -1e30)
   return jnp.where(is_word, jax.nn.softmax(logits, axis=-1), 0.0)
 
 
@@ -102,50 +116,59 @@ def batch_loss(
     words: Float[Array, 'b t d'],
     pixels: Float[Array, 'b p d'],
     *,
-    relation: Float[Array, 'd d'],
     is_word: Bool[Array, 'b t'],
     is_pixel: Bool[Array, 'b p'],
-    attend: word_pixel.Attend,
-    rounds: int,
+    look: word_pixel.Look,
     is_global: bool,
     mib: int,
-    devices: int = 1,
-    replicate: Callable[[Array], Array] = lambda x: x,
+    mesh: jax.sharding.Mesh,
+    algorithm: config.Algorithm = config.Algorithm.AUTO,
 ) -> Float[Array, '']:
   """Symmetric cross-entropy over 10 Z, Z as in `pair_scores`; mean of the two directions.
 
   Empty reports and blank images take no part.
 
   Args:
-    words: as in `pair_scores`, of a batch of pairs.
+    words: word vectors of a batch of pairs, split over the mesh; need not have length 1.
     pixels: likewise.
-    relation: Delta of (3).
     is_word: real words.
     is_pixel: real pixels.
-    attend: similarities to weights.
-    rounds: of (17b).
-    is_global: negatives from the whole batch, else from each device's part of it.
-    mib: byte budget of a block.
-    devices: how many share the batch, in contiguous equal parts.
-    replicate: puts a full copy of an array on each device; changes no value.
+    look: how words find their regions.
+    is_global: see `plan`.
+    mib: likewise.
+    mesh: of one axis, over which the batch is split.
+    algorithm: see `plan`.
+
+  Raises:
+    ValueError: as `plan` does.
 
   Source: method (9).
   """
+  how = plan(
+      batch=len(words), words=words.shape[1], pixels=pixels.shape[1], dim=words.shape[2],
+      is_global=is_global, mib=mib, devices=mesh.size, algorithm=algorithm)
   is_word = is_word & jnp.any(is_pixel, axis=-1, keepdims=True)
-  groups = 1 if is_global else devices
-  if is_global:
-    words, is_word = replicate(words), replicate(is_word)
-  words, pixels, is_word, is_pixel = (
-      einops.rearrange(x, '(g b) ... -> g b ...', g=groups)
-      for x in (words, pixels, is_word, is_pixel))
-  reports, cells = words.shape[1], pixels.shape[2]
-  scores = functools.partial(
-      pair_scores, relation=relation, attend=attend, rounds=rounds,
-      block=block_size(
-          reports, images=reports * groups // devices, words=words.shape[2], pixels=cells,
-          mib=mib))
-  logits = LOGIT_SCALE * jax.vmap(
-      lambda words, pixels, is_word, is_pixel: scores(
-          words, pixels, is_word=is_word, is_pixel=is_pixel))(
-              words, pixels, is_word, is_pixel)
-  return contrastive.symmetric_cross_entropy(logits, is_pair=jnp.any(is_word, axis=-1))
+  axis, = mesh.axis_names
+  rows = PartitionSpec(axis)
+  scores = jax.shard_map(
+      functools.partial(_local_scores, how=how, axis=axis), mesh=mesh,
+      in_specs=(rows, rows, rows, rows, PartitionSpec()), out_specs=rows, check_vma=False)(
+          words, pixels, is_word, is_pixel, look)
+  groups = 1 if how.is_global else mesh.size
+  return contrastive.symmetric_cross_entropy(
+      LOGIT_SCALE * einops.rearrange(scores, '(g i) j -> g i j', g=groups),
+      is_pair=einops.rearrange(jnp.any(is_word, axis=-1), '(g b) -> g b', g=groups))
+
+
+def _local_scores(words, pixels, is_word, is_pixel, look, *, how: Plan, axis: str):
+  """A device's images with the reports that are in scope."""
+  if how.algorithm is config.Algorithm.RING and how.is_global:
+    return pair_scores.ring(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look,
+                            tile=how.tile, axis=axis)
+  if how.is_global:
+    words, is_word = jax.lax.all_gather((words, is_word), axis, tiled=True)
+  if how.algorithm is config.Algorithm.REFERENCE:
+    return pair_scores.reference(
+        words, pixels, is_word=is_word, is_pixel=is_pixel, look=look)
+  return pair_scores.blockwise(
+      words, pixels, is_word=is_word, is_pixel=is_pixel, look=look, tile=how.tile)

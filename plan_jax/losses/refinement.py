@@ -125,11 +125,9 @@ def reliable_words(
     words: Float[Array, 'b t d'],
     pixels: Float[Array, 'b p d'],
     *,
-    relation: Float[Array, 'd d'],
+    look: word_pixel.Look,
     is_word: Bool[Array, 'b t'],
     is_pixel: Bool[Array, 'b p'],
-    attend: word_pixel.Attend,
-    rounds: int,
     others: int,
     margin: Float[Array, ''] | float,
 ) -> Bool[Array, 'b t']:
@@ -142,22 +140,19 @@ def reliable_words(
   Args:
     words: unit vectors (the teacher's).
     pixels: unit vectors (the teacher's).
-    relation: Delta of (3).
+    look: how words find their regions (the teacher's).
     is_word: real words.
     is_pixel: real pixels.
-    attend: similarities to weights, (4)-(6).
-    rounds: of (17b).
     others: how many images to compare with, at most b - 1 are.
     margin: delta, a difference of cosines.
 
   Source: method (15).
   """
-  words, pixels, relation = jax.lax.stop_gradient((words, pixels, relation))
+  words, pixels, look = jax.lax.stop_gradient((words, pixels, look))
 
   def score(pixels, is_pixel):
     match = word_pixel.relate(
-        words, pixels, relation=relation, is_word=is_word, is_pixel=is_pixel,
-        attend=attend, rounds=rounds)
+        words, pixels, look=look, is_word=is_word, is_pixel=is_pixel)
     return jnp.einsum('btd,btd->bt', words.astype(jnp.float32), match.regions)
 
   def compare(state, _):

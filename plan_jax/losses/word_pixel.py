@@ -24,7 +24,7 @@ _BISECTIONS = 8
 
 
 class Attend(Protocol):
-  """Turns similarities into the weight of each pixel in a word's region."""
+  """Turns similarities into the weight of each pixel in a word's region; a pytree."""
 
   def __call__(
       self,
@@ -33,7 +33,25 @@ class Attend(Protocol):
       is_word: Bool[Array, '... t'],
       is_pixel: Bool[Array, '... p'],
   ) -> Float[Array, '... t p']:
-    """Weights that sum to 1 over p, and are 0 where a mask is False."""
+    """Weights up to a factor of each row, at least one in 1e3 of it; 0 where a mask is False.
+
+    Regions are unit vectors, so that nobody needs the sum but who looks at the weights.
+    """
+
+
+@struct.dataclass
+class Look:
+  """How words look at pixels.
+
+  Attributes:
+    relation: Delta of (3); None makes the similarity a dot product.
+    attend: similarities to weights, (4)-(6).
+    rounds: how often to look (17b).
+  """
+
+  relation: Float[Array, 'd d'] | None
+  attend: Attend
+  rounds: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
@@ -128,84 +146,77 @@ def threshold(
   return checkpoint_name(sigma, THRESHOLD)
 
 
-def salient_weights(
-    similarity: Float[Array, '... t p'],
-    *,
-    is_word: Bool[Array, '... t'],
-    is_pixel: Bool[Array, '... p'],
-    fixed: Float[Array, ''] | float,
-    per_cell: Float[Array, ''] | float,
-    percentile: Float[Array, ''] | float,
-    gate_width: float,
-) -> Float[Array, '... t p']:
-  """The weight a of each pixel in each word's region; an `Attend` once bound.
+@struct.dataclass
+class Salient:
+  """The weight a of each pixel in each word's region, an `Attend`.
 
-  Args:
-    similarity: S of (3).
-    is_word: real words; the others get weight 0 everywhere.
-    is_pixel: real pixels.
+  A constant row is uniform over the real pixels; so is one of which a hard gate keeps
+  nothing.
+
+  Attributes:
     fixed: see `threshold`.
     per_cell: see `threshold`.
     percentile: see `threshold`.
     gate_width: kappa of the soft gate; 0 is the hard gate.
 
-  Returns:
-    Rows that sum to 1. A row of which the gate keeps nothing, a constant one among
-    them, is uniform over the real pixels. All 0 for padding words and blank images.
-
   Source: method (4)-(6).
   """
-  scaled = min_max(similarity, is_pixel=is_pixel)
-  sigma = threshold(
-      scaled, is_pixel=is_pixel, fixed=fixed, per_cell=per_cell, percentile=percentile)
-  if gate_width > 0:
-    kept = scaled * jax.nn.sigmoid((scaled - sigma) / gate_width)
-  else:
-    kept = jnp.where(scaled >= sigma, scaled, 0.0)
-  total = jnp.sum(kept, axis=-1, keepdims=True)
-  cells = jnp.sum(is_pixel, axis=-1)[..., None, None]
-  uniform = jnp.where(is_pixel[..., None, :], 1.0 / jnp.maximum(cells, 1), 0.0)
-  is_kept = total > _EPS
-  weights = jnp.where(is_kept, kept / jnp.where(is_kept, total, 1.0), uniform)
-  return jnp.where(is_word[..., None], weights, 0.0)
+
+  fixed: Float[Array, ''] | float = 0.0
+  per_cell: Float[Array, ''] | float = 0.0
+  percentile: Float[Array, ''] | float = 0.0
+  gate_width: float = struct.field(pytree_node=False, default=0.0)
+
+  def __call__(
+      self,
+      similarity: Float[Array, '... t p'],
+      *,
+      is_word: Bool[Array, '... t'],
+      is_pixel: Bool[Array, '... p'],
+  ) -> Float[Array, '... t p']:
+    scaled = min_max(similarity, is_pixel=is_pixel)
+    sigma = threshold(
+        scaled, is_pixel=is_pixel, fixed=self.fixed, per_cell=self.per_cell,
+        percentile=self.percentile)
+    if self.gate_width > 0:
+      kept = scaled * jax.nn.sigmoid((scaled - sigma) / self.gate_width)
+    else:
+      kept = jnp.where(scaled >= sigma, scaled, 0.0)
+    is_empty = jnp.max(kept, axis=-1, keepdims=True) <= _EPS
+    is_real = is_word[..., None] & is_pixel[..., None, :]
+    return jnp.where(is_real, jnp.where(is_empty, 1.0, kept), 0.0)
 
 
 def relate(
     words: Float[Array, '... t d'],
     pixels: Float[Array, '... p d'],
     *,
-    relation: Float[Array, 'd d'],
+    look: Look,
     is_word: Bool[Array, '... t'],
     is_pixel: Bool[Array, '... p'],
-    attend: Attend,
-    rounds: int = 1,
 ) -> Match:
   """Finds each word's region: similarity, weights, and the weighted mean of the pixels.
 
-  Args:
-    words: word vectors.
-    pixels: pixel vectors.
-    relation: Delta of (3); 0 makes the similarity a dot product.
-    is_word: real words.
-    is_pixel: real pixels.
-    attend: similarities to weights, (4)-(6).
-    rounds: how often to look; after each round but the last the word looks again as
-      norm(word + region). The contrasts still use the word as it came: with the
-      region mixed in, word and region would agree whatever they are.
+  After each round but the last the word looks again as norm(word + region). The
+  contrasts still use the word as it came: with the region mixed in, word and region
+  would agree whatever they are.
 
   Source: method (3), (6), (17b).
   """
   words, pixels = words.astype(jnp.float32), pixels.astype(jnp.float32)
   queries = words
-  for left in reversed(range(rounds)):
-    queries = queries + queries @ relation.astype(jnp.float32)
+  for left in reversed(range(look.rounds)):
+    if look.relation is not None:
+      queries = queries + queries @ look.relation.astype(jnp.float32)
     similarity = jnp.einsum('...td,...pd->...tp', queries, pixels)
-    weights = attend(similarity, is_word=is_word, is_pixel=is_pixel)
+    weights = look.attend(similarity, is_word=is_word, is_pixel=is_pixel)
     regions = contrastive.unit(jnp.einsum('...tp,...pd->...td', weights, pixels))
     if left:
       words = contrastive.unit(words + regions)
       queries = words
-  return Match(similarity=similarity, weights=weights, regions=regions)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  return Match(
+      similarity=similarity, weights=weights / jnp.where(total > 0, total, 1.0), regions=regions)
 
 
 def word_negatives(

@@ -106,7 +106,7 @@ class PlanModel(nn.Module):
     return shapes.Outputs(
         image=self.encode_image(batch.image, batch.extent, train=train),
         text=self.encode_text(batch.pieces, batch.piece_word, batch.word_form, train=train),
-        relation=self.relation if learned else jnp.zeros((dim, dim)),
+        relation=self.relation if learned else None,
         prototypes=self.prototype if self.prototypes else jnp.zeros((0, dim)),
         temperature=(
             jnp.exp(self.log_temperature) if self.settings.learn_temperature

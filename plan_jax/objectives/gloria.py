@@ -1,7 +1,5 @@
 """GLoRIA: the global term, and words matched with attended regions across pairs."""
 
-from typing import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
@@ -10,6 +8,7 @@ from plan_jax import config
 from plan_jax import shapes
 from plan_jax.losses import contrastive
 from plan_jax.losses import cross_pair
+from plan_jax.losses import word_pixel
 
 Array = shapes.Array
 
@@ -20,16 +19,14 @@ def gloria_loss(
     outputs: shapes.Outputs,
     *,
     settings: config.Objective,
-    devices: int = 1,
-    replicate: Callable[[Array], Array] = lambda x: x,
+    mesh: jax.sharding.Mesh,
 ) -> shapes.Terms:
   """Global and local contrast, each the sum of its two directions.
 
   Args:
     outputs: the forward pass. Words and pixels enter as they are before normalisation.
-    settings: of these, `negatives` and `block_mib`.
-    devices: as in `plan.plan_loss`.
-    replicate: as in `plan.plan_loss`.
+    settings: of these, `negatives`, `algorithm` and `block_mib`.
+    mesh: as in `plan.plan_loss`.
 
   Source: GLoRIA (Huang et al., ICCV 2021) and its code: temperatures 4, 5, 10, sum; the
   global term's, published as .1, is that of the model.
@@ -40,10 +37,9 @@ def gloria_loss(
           image.pooled, text.pooled, temperature=outputs.temperature),
       'cross_pair': 2 * cross_pair.batch_loss(
           text.words * text.word_norm[..., None], image.pixels * image.pixel_norm[..., None],
-          relation=jnp.zeros_like(outputs.relation), is_word=text.is_word,
-          is_pixel=image.is_pixel, attend=attend, rounds=1,
+          look=LOOK, is_word=text.is_word, is_pixel=image.is_pixel,
           is_global=settings.negatives is config.Negatives.GLOBAL, mib=settings.block_mib,
-          devices=devices, replicate=replicate)}
+          mesh=mesh, algorithm=settings.algorithm)}
   return shapes.Terms(total=sum(parts.values()), parts=parts, diagnostics={})
 
 
@@ -53,8 +49,14 @@ def attend(
     is_word: Bool[Array, '... t'],
     is_pixel: Bool[Array, '... p'],
 ) -> Float[Array, '... t p']:
-  """GLoRIA's attention: softmax over the words of each pixel, then over the pixels."""
+  """GLoRIA's attention: softmax over the words of each pixel, then over the pixels.
+
+  The second softmax is not divided by its sum (see `word_pixel.Attend`); its logits lie in
+  0..SHARPNESS.
+  """
   share = jax.nn.softmax(jnp.where(is_word[..., None], similarity, -1e30), axis=-2)
-  logits = jnp.where(is_pixel[..., None, :], SHARPNESS * share, -1e30)
-  weights = jax.nn.softmax(logits, axis=-1)
-  return jnp.where(is_word[..., None] & is_pixel[..., None, :], weights, 0.0)
+  is_real = is_word[..., None] & is_pixel[..., None, :]
+  return jnp.where(is_real, jnp.exp(SHARPNESS * share), 0.0)
+
+
+LOOK = word_pixel.Look(relation=None, attend=jax.tree_util.Partial(attend))

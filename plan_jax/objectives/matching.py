@@ -11,6 +11,7 @@ from plan_jax import config
 from plan_jax import shapes
 from plan_jax.losses import contrastive
 from plan_jax.losses import cross_pair
+from plan_jax.losses import pair_scores
 from plan_jax.losses import terms
 from plan_jax.losses import word_pixel
 from plan_jax.objectives import gloria
@@ -30,17 +31,20 @@ class MapKind(enum.StrEnum):
   POOLED = 'pooled'
 
 
-def make_attend(settings: config.Objective, *, stage: shapes.StageValues) -> word_pixel.Attend:
-  """Similarities to the weights of a word's region; ConVIRT, which has none, takes PLAN's."""
+def make_look(
+    settings: config.Objective, *, relation: Float[Array, 'd d'] | None,
+    stage: shapes.StageValues,
+) -> word_pixel.Look:
+  """How words find their regions; ConVIRT, whose do not, takes PLAN's way."""
   match settings.name:
     case config.ObjectiveName.SPARC:
-      return sparc.attend
+      return sparc.LOOK
     case config.ObjectiveName.GLORIA:
-      return gloria.attend
+      return gloria.LOOK
     case config.ObjectiveName.MGCA:
-      return mgca.attend
+      return mgca.LOOK
     case _:
-      return plan.make_attend(settings, stage=stage)
+      return plan.make_look(settings, relation=relation, stage=stage)
 
 
 def headline(settings: config.Objective) -> MapKind:
@@ -63,11 +67,6 @@ def matches_across_pairs(settings: config.Objective) -> bool:
   return settings.name is config.ObjectiveName.GLORIA or plan.has_cross_pair(settings)
 
 
-def rounds(settings: config.Objective) -> int:
-  """(17b) of the model; the baselines look once."""
-  return settings.rounds if settings.name is config.ObjectiveName.PLAN else 1
-
-
 def local_words(settings: config.Objective, text: shapes.TextFeatures) -> Float[Array, 'b t d']:
   """Word vectors as the objective compares them: GLoRIA does not normalise."""
   if settings.name is config.ObjectiveName.GLORIA:
@@ -84,7 +83,7 @@ def local_pixels(settings: config.Objective, image: shapes.ImageFeatures) -> Flo
 
 @functools.partial(jax.jit, static_argnames=('settings', 'kind'))
 def word_maps(
-    relation: Float[Array, 'd d'],
+    relation: Float[Array, 'd d'] | None,
     words: Float[Array, 'b t d'],
     is_word: Bool[Array, 'b t'],
     attention: Float[Array, 'b t'],
@@ -101,8 +100,8 @@ def word_maps(
   finds itself in the image speaks louder. Else omega of (10).
   """
   match = word_pixel.relate(
-      words, pixels, relation=relation, is_word=is_word, is_pixel=is_pixel,
-      attend=make_attend(settings, stage=stage), rounds=rounds(settings))
+      words, pixels, look=make_look(settings, relation=relation, stage=stage),
+      is_word=is_word, is_pixel=is_pixel)
   if kind is MapKind.WORDS:
     maps = word_pixel.min_max(match.similarity, is_pixel=is_pixel)
   else:
@@ -128,7 +127,7 @@ def phrase_map(
 
 @functools.partial(jax.jit, static_argnames='settings')
 def match_logits(
-    relation: Float[Array, 'd d'],
+    relation: Float[Array, 'd d'] | None,
     words: Float[Array, 'j t d'],
     is_word: Bool[Array, 'j t'],
     pixels: Float[Array, 'i p d'],
@@ -138,10 +137,9 @@ def match_logits(
     settings: config.Objective,
 ) -> Float[Array, 'i j']:
   """10 Z of (9) of every report with every image."""
-  block = cross_pair.block_size(
-      len(words), images=len(pixels), words=words.shape[1], pixels=pixels.shape[1],
+  tile = pair_scores.choose_tile(
+      images=len(pixels), reports=len(words), words=words.shape[1], pixels=pixels.shape[1],
       mib=settings.block_mib)
-  return cross_pair.LOGIT_SCALE * cross_pair.pair_scores(
-      words, pixels, relation=relation, is_word=is_word, is_pixel=is_pixel,
-      attend=make_attend(settings, stage=stage), rounds=rounds(settings),
-      block=block)
+  return cross_pair.LOGIT_SCALE * pair_scores.blockwise(
+      words, pixels, look=make_look(settings, relation=relation, stage=stage),
+      is_word=is_word, is_pixel=is_pixel, tile=tile)

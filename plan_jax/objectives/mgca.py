@@ -57,6 +57,9 @@ def attend(
   return jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0)
 
 
+LOOK = word_pixel.Look(relation=None, attend=jax.tree_util.Partial(attend))
+
+
 def token_loss(
     words: Float[Array, 'b t d'],
     pixels: Float[Array, 'b p d'],
@@ -82,8 +85,7 @@ def token_loss(
   """
   everything = jnp.ones_like(is_word)
   match = word_pixel.relate(
-      words, pixels, relation=jnp.zeros((words.shape[-1],) * 2), is_word=everything,
-      is_pixel=is_pixel, attend=attend)
+      words, pixels, look=LOOK, is_word=everything, is_pixel=is_pixel)
   has_pixels = jnp.any(is_pixel, axis=-1, keepdims=True)
   word = word_pixel.word_region_loss(
       words, match.regions, temperature=TOKEN_TEMPERATURE,

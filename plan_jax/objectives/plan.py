@@ -1,6 +1,5 @@
 """PLAN (reconstructed): global, word-pixel and progressively refined alignment."""
 
-import functools
 from typing import Callable
 
 import jax
@@ -28,8 +27,7 @@ def plan_loss(
     grid: tuple[int, int],
     rng: PRNGKeyArray,
     short_text: Callable[[Bool[Array, 'b t']], Float[Array, 'b d']],
-    devices: int = 1,
-    replicate: Callable[[Array], Array] = lambda x: x,
+    mesh: jax.sharding.Mesh,
 ) -> shapes.Terms:
   """The whole objective of one batch.
 
@@ -48,25 +46,19 @@ def plan_loss(
     rng: for the draws of (11) and (12).
     short_text: pooled vectors of the reports reduced to the words marked True; run
       only in the steps that (12) draws.
-    devices: how many devices share the batch, in contiguous equal parts: the groups
-      of `Negatives.DEVICE`, and the divisor of the block budget.
-    replicate: puts a full copy of an array on each device (a sharding constraint), so
-      that (9) gathers the words once and not block by block. Changes no value.
+    mesh: over which the batch is split; its devices are the groups of `Negatives.DEVICE`.
 
   Raises:
-    ValueError: if `devices` does not divide the batch, or `grid` does not fit.
+    ValueError: if the mesh does not divide the batch, or `grid` does not fit.
 
   Source: method (17).
   """
   image, text = outputs.image, outputs.text
-  if len(batch.word_form) % devices:
-    raise ValueError(f'devices={devices} does not divide the batch of {len(batch.word_form)}')
   # Words of a blank image have nothing to be compared with.
   is_word = text.is_word & jnp.any(image.is_pixel, axis=-1, keepdims=True)
-  attend = make_attend(settings, stage=stage)
+  look = make_look(settings, relation=outputs.relation, stage=stage)
   match = word_pixel.relate(
-      text.words, image.pixels, relation=outputs.relation, is_word=is_word,
-      is_pixel=image.is_pixel, attend=attend, rounds=settings.rounds)
+      text.words, image.pixels, look=look, is_word=is_word, is_pixel=image.is_pixel)
   if settings.term_weights is config.TermWeights.ATTENTION:
     omega = terms.attention_weights(text.attention, is_word=is_word)
   else:
@@ -121,27 +113,25 @@ def plan_loss(
       words = jnp.take_along_axis(words, place[..., None], axis=1)
       is_drawn = jnp.take_along_axis(is_word, place, axis=1)
     parts['cross_pair'] = cross_pair.batch_loss(
-        words, image.pixels, relation=outputs.relation, is_word=is_drawn,
-        is_pixel=image.is_pixel, attend=attend, rounds=settings.rounds,
+        words, image.pixels, look=look, is_word=is_drawn, is_pixel=image.is_pixel,
         is_global=settings.negatives is config.Negatives.GLOBAL, mib=settings.block_mib,
-        devices=devices, replicate=replicate)
+        mesh=mesh, algorithm=settings.algorithm)
     weights['cross_pair'] = settings.cross_pair_weight
 
   if settings.refine_weight:
     teacher = jax.lax.stop_gradient(teacher)
+    seen_by = make_look(settings, relation=teacher.relation, stage=stage)
     is_reliable = jax.lax.cond(
         stage.reliability > 0,
         lambda: refinement.reliable_words(
-            teacher.text.words, teacher.image.pixels, relation=teacher.relation,
-            is_word=is_word, is_pixel=image.is_pixel, attend=attend,
-            rounds=settings.rounds, others=settings.reliability_images,
-            margin=stage.margin),
+            teacher.text.words, teacher.image.pixels, look=seen_by, is_word=is_word,
+            is_pixel=image.is_pixel, others=settings.reliability_images, margin=stage.margin),
         lambda: is_word)
 
     def refine():
       seen = word_pixel.relate(
-          teacher.text.words, teacher.image.pixels, relation=teacher.relation,
-          is_word=is_word, is_pixel=image.is_pixel, attend=attend, rounds=settings.rounds)
+          teacher.text.words, teacher.image.pixels, look=seen_by, is_word=is_word,
+          is_pixel=image.is_pixel)
       target = refinement.targets(
           seen.similarity, is_pixel=image.is_pixel, grid=grid, blur=settings.target_blur,
           gamma=stage.gamma, **_sigma(stage))
@@ -159,13 +149,15 @@ def plan_loss(
       diagnostics=jax.lax.stop_gradient(diagnostics))
 
 
-def make_attend(
-    settings: config.Objective, *, stage: shapes.StageValues) -> word_pixel.Attend:
-  """(4)-(6) with the gate of `settings` and the threshold of `stage`."""
-  return functools.partial(
-      word_pixel.salient_weights,
+def make_look(
+    settings: config.Objective, *, relation: Float[Array, 'd d'] | None,
+    stage: shapes.StageValues,
+) -> word_pixel.Look:
+  """(3)-(6) with the gate of `settings` and the threshold of `stage`."""
+  attend = word_pixel.Salient(
       gate_width=settings.gate_width if settings.gate is config.Gate.SOFT else 0.0,
       **_sigma(stage))
+  return word_pixel.Look(relation=relation, attend=attend, rounds=settings.rounds)
 
 
 def has_cross_pair(settings: config.Objective) -> bool:

@@ -1,7 +1,5 @@
 """SPARC: the global term, and words against their sparse regions inside each pair."""
 
-import functools
-
 import jax.numpy as jnp
 
 from plan_jax import shapes
@@ -12,8 +10,7 @@ from plan_jax.losses import word_pixel
 TEMPERATURE = 0.1  # of the fine-grained term
 
 # A word's region: the cells whose min-max scaled similarity reaches 1/P.
-attend = functools.partial(
-    word_pixel.salient_weights, fixed=0.0, per_cell=1.0, percentile=0.0, gate_width=0.0)
+LOOK = word_pixel.Look(relation=None, attend=word_pixel.Salient(per_cell=1.0))
 
 
 def sparc_loss(outputs: shapes.Outputs) -> shapes.Terms:
@@ -43,9 +40,7 @@ def fine_loss(words, pixels, *, is_word, is_pixel):
   `pixels` [b p d] need not have length 1. The published form: words count alike, and a
   repeated word is a negative of itself.
   """
-  match = word_pixel.relate(
-      words, pixels, relation=jnp.zeros((words.shape[-1],) * 2), is_word=is_word,
-      is_pixel=is_pixel, attend=attend)
+  match = word_pixel.relate(words, pixels, look=LOOK, is_word=is_word, is_pixel=is_pixel)
   return word_pixel.word_region_loss(
       words, match.regions, weights=terms.uniform_weights(is_word),
       is_negative=is_word[:, :, None] & is_word[:, None], temperature=TEMPERATURE)

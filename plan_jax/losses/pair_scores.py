@@ -1,0 +1,256 @@
+"""Word-region match of every report with every image, without the array of all pairs.
+
+Three algorithms and one signature: `reference` holds everything in memory and is the
+oracle of the others; `blockwise` goes tile by tile; `ring` does so while the words
+travel from device to device, so that no device ever holds all of them. A fourth, fused
+into one kernel, is in `fused`.
+
+Source: method (9) on top of (3)-(6); GLoRIA (ICCV 2021) for the aggregation.
+"""
+
+import dataclasses
+import functools
+
+import einops
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from plan_jax import shapes
+from plan_jax.losses import contrastive
+from plan_jax.losses import word_pixel
+
+Array = shapes.Array
+
+WORD_SHARPNESS = 5.0  # of the log-sum-exp over words, as published by GLoRIA
+
+_COPIES = 6  # fp32 arrays of a tile's size that its backward pass holds at once
+_RUNGS = 4  # lengths that a tile of reports can be cut to
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tile:
+  """How many images and reports are matched at a time; each divides its axis."""
+
+  images: int
+  reports: int
+
+
+def choose_tile(
+    *, images: int, reports: int, words: int, pixels: int, mib: int,
+) -> Tile:
+  """The largest tile that fits into `mib` MiB, of one pair at least.
+
+  On a CPU of one image: plain matrix products of it with many reports are twice as fast
+  there as products in batches.
+
+  Args:
+    images: that one device holds.
+    reports: that it matches them with at a time (a ring's step: those of one device).
+    words: of a report, padding included.
+    pixels: of an image.
+    mib: byte budget.
+  """
+  pairs = max(1, int(mib * 2**20) // (_COPIES * 4 * words * pixels))
+  is_cpu = jax.default_backend() == 'cpu'
+  tile_images = 1 if is_cpu else _largest_divisor(images, at_most=pairs)
+  return Tile(images=tile_images,
+              reports=_largest_divisor(reports, at_most=max(1, pairs // tile_images)))
+
+
+def _largest_divisor(number: int, *, at_most: int) -> int:
+  return max(n for n in range(1, min(number, at_most) + 1) if number % n == 0)
+
+
+def reference(
+    words: Float[Array, 'j t d'],
+    pixels: Float[Array, 'i p d'],
+    *,
+    is_word: Bool[Array, 'j t'],
+    is_pixel: Bool[Array, 'i p'],
+    look: word_pixel.Look,
+) -> Float[Array, 'i j']:
+  """Soft-region match of every report with every image, fp32, larger is better.
+
+  Z_ij = log sum_l exp(5 cos(word l of report j, its region on image i)). A report
+  without words scores 0 with every image. Several arrays [i, j, t, p] are in memory.
+
+  Args:
+    words: word vectors of all reports; need not have length 1.
+    pixels: pixel vectors of all images.
+    is_word: real words.
+    is_pixel: real pixels.
+    look: how words find their regions.
+  """
+  score = functools.partial(_image_scores, words, is_word=is_word, look=look)
+  return jax.vmap(lambda pixels, is_pixel: score(pixels, is_pixel=is_pixel))(pixels, is_pixel)
+
+
+def blockwise(
+    words: Float[Array, 'j t d'],
+    pixels: Float[Array, 'i p d'],
+    *,
+    is_word: Bool[Array, 'j t'],
+    is_pixel: Bool[Array, 'i p'],
+    look: word_pixel.Look,
+    tile: Tile,
+) -> Float[Array, 'i j']:
+  """As `reference`, in peak extra memory of about 24 * tile * t * p bytes, on one device.
+
+  Reports are sorted by length and each tile computes no more words than a quarter above
+  its longest report.
+
+  Raises:
+    ValueError: if the tile does not divide images and reports.
+  """
+  if len(pixels) % tile.images or len(words) % tile.reports:
+    raise ValueError(f'{tile} does not divide {len(pixels)} images and {len(words)} reports; '
+                     'use choose_tile()')
+  lengths = jnp.max(jnp.where(is_word, jnp.arange(1, is_word.shape[1] + 1), 0), axis=1)
+  order = jnp.argsort(lengths)
+  words, is_word, lengths = (
+      jnp.take(x, order, axis=0) for x in (words.astype(jnp.float32), is_word, lengths))
+  reports = jax.tree.map(
+      lambda x: einops.rearrange(x, '(n j) ... -> n j ...', j=tile.reports),
+      (words, is_word, lengths))
+  images = jax.tree.map(
+      lambda x: einops.rearrange(x, '(n i) ... -> n i ...', i=tile.images), (pixels, is_pixel))
+
+  def of_images(images):
+    return jax.lax.map(lambda reports: _tile_scores(*reports, *images, look=look), reports)
+
+  scores = jax.lax.map(of_images, images)
+  return einops.rearrange(scores, 'n m i j -> (n i) (m j)')[:, jnp.argsort(order)]
+
+
+def ring(
+    words: Float[Array, 'j t d'],
+    pixels: Float[Array, 'i p d'],
+    *,
+    is_word: Bool[Array, 'j t'],
+    is_pixel: Bool[Array, 'i p'],
+    look: word_pixel.Look,
+    tile: Tile,
+    axis: str,
+) -> Float[Array, 'i n*j']:
+  """The local images with the reports of all n devices of a mesh axis, under `shard_map`.
+
+  Arguments are the device's own; reports come back in the order of the devices. Words
+  (and, backward, their gradients) travel once around; memory does not grow with n.
+  """
+  return _ring(words, pixels, look, is_word, is_pixel, tile, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _ring(words, pixels, look, is_word, is_pixel, tile, axis):
+  def step(reports, _):
+    scores = blockwise(reports[0], pixels, is_word=reports[1], is_pixel=is_pixel, look=look,
+                       tile=tile)
+    return _to_next(reports, axis), scores
+
+  _, scores = jax.lax.scan(step, (words, is_word), length=jax.lax.axis_size(axis))
+  # At step k the device d holds what device d + k sent.
+  scores = jnp.roll(scores, jax.lax.axis_index(axis), axis=0)
+  return einops.rearrange(scores, 'n i j -> i (n j)')
+
+
+def _ring_forward(words, pixels, look, is_word, is_pixel, tile, axis):
+  scores = _ring(words, pixels, look, is_word, is_pixel, tile, axis)
+  return scores, (words, pixels, look, is_word, is_pixel)
+
+
+def _ring_backward(tile, axis, kept, d_scores):
+  # Scores are computed again: autodiff of the scan would keep the words of all devices.
+  words, pixels, look, is_word, is_pixel = kept
+  size = jax.lax.axis_size(axis)
+  d_scores = einops.rearrange(d_scores, 'i (n j) -> n i j', n=size)
+  d_scores = jnp.roll(d_scores, -jax.lax.axis_index(axis), axis=0)
+
+  def step(carry, d_scores):
+    reports, d_words, d_here = carry
+    _, pull = jax.vjp(
+        lambda words, pixels, look: blockwise(
+            words, pixels, is_word=reports[1], is_pixel=is_pixel, look=look, tile=tile),
+        reports[0], pixels, look)
+    more, *more_here = pull(d_scores)
+    d_here = jax.tree.map(jnp.add, d_here, tuple(more_here))
+    return (*_to_next((reports, d_words + more), axis), d_here), None
+
+  zeros = jax.tree.map(jnp.zeros_like, (words, (pixels, look)))
+  (_, d_words, d_here), _ = jax.lax.scan(step, ((words, is_word), *zeros), d_scores)
+  return d_words, *d_here, None, None
+
+
+_ring.defvjp(_ring_forward, _ring_backward)
+
+
+def _to_next(values, axis: str):
+  size = jax.lax.axis_size(axis)
+  return jax.lax.ppermute(values, axis, [(k, (k - 1) % size) for k in range(size)])
+
+
+def _tile_scores(words, is_word, lengths, pixels, is_pixel, *, look) -> Float[Array, 'i j']:
+  """A tile, its words cut to the first rung of a ladder that holds the longest report."""
+  most = words.shape[1]
+  rungs = sorted({min(most, -(-most * k // (8 * _RUNGS)) * 8) for k in range(1, _RUNGS + 1)})
+
+  def cut(rung):
+    # The backward pass computes a tile again.
+    @jax.checkpoint
+    def scores(words, is_word, pixels, is_pixel, look):
+      return reference(words[:, :rung], pixels, is_word=is_word[:, :rung], is_pixel=is_pixel,
+                       look=look)
+    return scores
+
+  first = jnp.sum(jnp.max(lengths) > jnp.array(rungs[:-1], lengths.dtype))
+  return jax.lax.switch(first, [cut(rung) for rung in rungs], words, is_word, pixels, is_pixel,
+                        look)
+
+
+def _image_scores(words, pixels, *, is_word, is_pixel, look) -> Float[Array, 'j']:
+  """All reports with one image [p d]: the products are those of two matrices."""
+  words, pixels = words.astype(jnp.float32), pixels.astype(jnp.float32)
+  if look.relation is None and look.rounds == 1 and len(pixels) < words.shape[-1]:
+    cosine = _gram_cosine(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look)
+  else:
+    match = word_pixel.relate(words, pixels, look=look, is_word=is_word, is_pixel=is_pixel)
+    cosine = jnp.einsum('jtd,jtd->jt', contrastive.unit(words), match.regions)
+  return contrastive.masked_logsumexp(WORD_SHARPNESS * cosine, where=is_word, axis=-1)
+
+
+def _gram_cosine(words, pixels, *, is_word, is_pixel, look) -> Float[Array, 'j t']:
+  """cos(word, region) without the region c: w.c = sum_p a s, |c|^2 = a^T (V V^T) a.
+
+  The second product then costs p instead of d an element; pays where p < d.
+  """
+  similarity = jnp.einsum('jtd,pd->jtp', words, pixels)
+  weights = look.attend(similarity, is_word=is_word, is_pixel=is_pixel)
+  dot = jnp.sum(weights * similarity, axis=-1)
+  square = _quadratic(weights, jnp.einsum('pd,qd->pq', pixels, pixels))
+  return dot * _rsqrt(square) * _rsqrt(jnp.sum(jnp.square(words), axis=-1))
+
+
+def _rsqrt(square):
+  """1 / sqrt as `contrastive.unit` takes it: 0, without gradient, of a vector of zeros."""
+  is_zero = square < 1e-12
+  return jnp.where(is_zero, 0.0, jax.lax.rsqrt(jnp.where(is_zero, 1.0, square)))
+
+
+@jax.custom_vjp
+def _quadratic(a: Float[Array, 'j t p'], gram: Float[Array, 'p p']) -> Float[Array, 'j t']:
+  """a^T G a of each row, G symmetric: backward, the product aG is there already."""
+  return _quadratic_forward(a, gram)[0]
+
+
+def _quadratic_forward(a, gram):
+  product = jnp.einsum('jtp,pq->jtq', a, gram)
+  return jnp.sum(a * product, axis=-1), (a, product)
+
+
+def _quadratic_backward(kept, g):
+  a, product = kept
+  weighted = a * g[..., None]
+  return 2 * g[..., None] * product, jnp.einsum('jtp,jtq->pq', weighted, a)
+
+
+_quadratic.defvjp(_quadratic_forward, _quadratic_backward)

@@ -1,0 +1,210 @@
+"""Scores of all pairs (9): every algorithm against the oracle, on 1 to 8 devices; memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plan_jax import config
+from plan_jax import mesh as mesh_lib
+from plan_jax.losses import contrastive
+from plan_jax.losses import cross_pair
+from plan_jax.losses import pair_scores
+from plan_jax.losses import word_pixel
+from plan_jax.objectives import gloria
+
+Algorithm = config.Algorithm
+SOFT = word_pixel.Salient(fixed=0.5, gate_width=0.05)
+PERCENTILE = word_pixel.Salient(percentile=0.85, gate_width=0.05)
+
+
+def units(rng, *shape):
+  x = rng.normal(size=shape)
+  return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def features(b=4, t=5, p=7, d=6, seed=0):
+  """Ragged words and pixels; one empty report and one blank image among more than four."""
+  rng = np.random.default_rng(seed)
+  is_word = np.arange(t) < rng.integers(1, t + 1, b)[:, None]
+  is_pixel = np.arange(p) < rng.integers(p // 2, p + 1, b)[:, None]
+  if b > 4:
+    is_word[1], is_pixel[2] = False, False
+  return units(rng, b, t, d) * is_word[..., None], units(rng, b, p, d), is_word, is_pixel
+
+
+def looks(d):
+  """The forms that are in use: PLAN's, of two rounds, by cosine (Gram), and GLoRIA's."""
+  delta = 0.3 * np.random.default_rng(1).normal(size=(d, d)).astype(np.float32)
+  return {
+      'plan': word_pixel.Look(relation=delta, attend=SOFT),
+      'percentile': word_pixel.Look(relation=delta, attend=PERCENTILE),
+      'two rounds': word_pixel.Look(relation=delta, attend=SOFT, rounds=2),
+      'cosine': word_pixel.Look(relation=None, attend=SOFT),
+      'gloria': gloria.LOOK}
+
+
+def loop_scores(words, pixels, *, look, is_word, is_pixel):
+  """One pair at a time, by the formulas."""
+  relation = 0.0 if look.relation is None else look.relation
+
+  def region(w, v, **masks):
+    weights = look.attend(w @ (jnp.eye(w.shape[-1]) + relation) @ v.T, **masks)
+    return contrastive.unit(weights @ v)
+
+  rows = []
+  for v, real_pixel in zip(pixels, is_pixel, strict=True):
+    row = []
+    for w, real_word in zip(words, is_word, strict=True):
+      masks = dict(is_word=real_word, is_pixel=real_pixel)
+      query = w
+      for _ in range(look.rounds - 1):
+        query = contrastive.unit(query + region(query, v, **masks))
+      cosine = jnp.sum(contrastive.unit(w) * region(query, v, **masks), axis=-1)
+      row.append(jnp.log(jnp.sum(jnp.where(real_word, jnp.exp(5 * cosine), 0.0))))
+    rows.append(jnp.stack(row))
+  return jnp.stack(rows)
+
+
+def close(ours, theirs, *, rtol=1e-5):
+  """Within `rtol` of the largest value of each array."""
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    a, b = np.asarray(a), np.asarray(b)
+    assert np.isfinite(a).all()
+    assert np.abs(a - b).max() <= rtol * max(np.abs(b).max(), 1e-3)
+
+
+@pytest.mark.parametrize('name', list(looks(6)))
+def test_the_oracle_equals_a_loop_over_pairs(name):
+  words, pixels, is_word, is_pixel = features()
+  look = looks(6)[name]
+
+  def total(score, words, pixels, relation):
+    scores = score(words, pixels, look=look.replace(relation=relation), is_word=is_word,
+                   is_pixel=is_pixel)
+    return jnp.sum(jnp.sin(scores)), scores
+
+  inputs = (0, 1) if look.relation is None else (0, 1, 2)
+  found, expected = (
+      jax.jit(jax.grad(functools.partial(total, score), inputs, has_aux=True))(
+          words, pixels, look.relation) for score in (pair_scores.reference, loop_scores))
+  close(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('pixels_below_dim', [False, True])
+def test_gram_form_is_the_same(pixels_below_dim):
+  words, pixels, is_word, is_pixel = features(p=12, d=16 if pixels_below_dim else 8)
+  look = looks(1)['gloria']
+  scores = pair_scores.reference(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look)
+  close(scores, loop_scores(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look))
+
+
+@functools.cache
+def batch_gradients(name, algorithm, devices, is_global=True):
+  b, t, p, d = 16, 19, 14, 16
+  words, pixels, is_word, is_pixel = features(b=b, t=t, p=p, d=d)
+  look = looks(d)[name]
+  mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+  split = functools.partial(jax.device_put, device=mesh_lib.split(mesh))
+
+  @jax.jit
+  def step(words, pixels, relation):
+    def loss(words, pixels, relation):
+      return cross_pair.batch_loss(
+          words, pixels, look=look.replace(relation=relation), is_word=is_word,
+          is_pixel=is_pixel, is_global=is_global, mib=1, mesh=mesh, algorithm=algorithm)
+    inputs = (0, 1) if relation is None else (0, 1, 2)
+    return jax.value_and_grad(loss, inputs)(words, pixels, relation)
+
+  return jax.device_get(step(split(words), split(pixels), look.relation))
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4, 8])
+@pytest.mark.parametrize('algorithm', [Algorithm.BLOCKWISE, Algorithm.RING])
+@pytest.mark.parametrize('name', ['percentile', 'gloria'])
+def test_algorithms_equal_the_oracle(name, algorithm, devices):
+  close(batch_gradients(name, algorithm, devices),
+        batch_gradients(name, Algorithm.REFERENCE, 1))
+
+
+@pytest.mark.parametrize('algorithm', [Algorithm.BLOCKWISE, Algorithm.RING])
+def test_scope_of_a_device(algorithm):
+  close(batch_gradients('plan', algorithm, 4, is_global=False),
+        batch_gradients('plan', Algorithm.REFERENCE, 4, is_global=False))
+  alone = batch_gradients('plan', Algorithm.REFERENCE, 1)[0]
+  assert abs(batch_gradients('plan', Algorithm.BLOCKWISE, 4, is_global=False)[0] - alone) > 0.1
+
+
+def test_empty_reports_and_blank_images():
+  words, pixels, is_word, is_pixel = features(b=5)
+  look = looks(6)['two rounds']
+  tile = pair_scores.Tile(images=1, reports=5)
+
+  def total(words, pixels):
+    scores = pair_scores.blockwise(
+        words, pixels, look=look, is_word=is_word, is_pixel=is_pixel, tile=tile)
+    return jnp.sum(scores), scores
+
+  gradients, scores = jax.jit(jax.grad(total, (0, 1), has_aux=True))(words, pixels)
+  assert all(np.isfinite(x).all() for x in (scores, *gradients))
+  assert not np.any(scores[:, 1]) and np.all(np.asarray(scores)[[0, 1, 3, 4]][:, [0, 2, 3, 4]])
+  assert not np.any(gradients[0][1]) and not np.any(gradients[1][2])
+
+
+def test_tiles():
+  of_one = 24 * 1024 * 256
+  assert pair_scores.choose_tile(
+      images=4, reports=12, words=1024, pixels=256, mib=5 * of_one / 2**20
+  ) == pair_scores.Tile(images=1, reports=4)
+  assert pair_scores.choose_tile(
+      images=4, reports=12, words=1024, pixels=256, mib=1) == pair_scores.Tile(images=1, reports=1)
+  words, pixels, is_word, is_pixel = features()
+  with pytest.raises(ValueError, match='reports=3.* does not divide 4 images and 4 reports'):
+    pair_scores.blockwise(
+        words, pixels, look=looks(6)['plan'], is_word=is_word, is_pixel=is_pixel,
+        tile=pair_scores.Tile(images=1, reports=3))
+
+
+def temporaries(*, algorithm, devices, own, t=32, p=64, d=8, mib=1):
+  """Bytes of temporary memory a device, loss and gradients, `own` pairs a device."""
+  mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+  split, b = mesh_lib.split(mesh), own * devices
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32, sharding=split)
+
+  @functools.partial(jax.jit, out_shardings=(split, split))
+  def step(words, pixels):
+    return jax.grad(lambda *x: cross_pair.batch_loss(
+        *x, look=word_pixel.Look(relation=None, attend=SOFT), is_word=jnp.ones((b, t), bool),
+        is_pixel=jnp.ones((b, p), bool), is_global=True, mib=mib, mesh=mesh,
+        algorithm=algorithm), (0, 1))(words, pixels)
+
+  compiled = step.lower(shape((b, t, d)), shape((b, p, d))).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_stays_far_below_the_array_of_all_pairs():
+  all_pairs = 4 * 64 * 64 * 32 * 64
+  blockwise = temporaries(algorithm=Algorithm.BLOCKWISE, devices=1, own=64)
+  assert blockwise < all_pairs / 8
+  assert temporaries(algorithm=Algorithm.REFERENCE, devices=1, own=64) > 3 * all_pairs
+
+
+def test_memory_of_a_ring_does_not_grow_with_the_devices():
+  few, many = (temporaries(algorithm=Algorithm.RING, devices=n, own=16) for n in (2, 8))
+  print(f'ring of 2 devices {few / 2**20:.2f} MiB each, of 8 {many / 2**20:.2f} MiB')
+  assert many < 1.3 * few
+
+
+def test_the_plan_says_what_is_done_and_what_it_costs():
+  sizes = dict(words=97, pixels=196, dim=128, is_global=True, mib=256)
+  small = cross_pair.plan(batch=256, devices=8, **sizes)
+  assert small.algorithm is Algorithm.BLOCKWISE
+  assert small.tflop == pytest.approx(16 * 32 * 256 * 97 * 196 * 128 / 1e12)
+  large = cross_pair.plan(batch=32768, devices=256, **sizes)
+  assert large.algorithm is Algorithm.RING and large.mib < 300
+  assert cross_pair.plan(batch=32768, **sizes).algorithm is Algorithm.BLOCKWISE  # one device
+  assert str(small).startswith('blockwise, negatives of the global batch, 1 images x')
+  with pytest.raises(ValueError, match='10 pairs cannot be shared by 4 devices equally'):
+    cross_pair.plan(batch=10, devices=4, **sizes)
