@@ -88,13 +88,14 @@ class Algorithm(enum.StrEnum):
   """How the scores of method (9) are computed; the values are the same.
 
   `auto` is blockwise, or ring where the words of all devices would fill a GiB;
-  `reference` holds all pairs in memory.
+  `reference` holds all pairs in memory; `fused` is one kernel, for TPUs.
   """
 
   AUTO = 'auto'
   REFERENCE = 'reference'
   BLOCKWISE = 'blockwise'
   RING = 'ring'
+  FUSED = 'fused'
 
 
 class Teacher(enum.StrEnum):

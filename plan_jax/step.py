@@ -12,6 +12,7 @@ from plan_jax import config as config_lib
 from plan_jax import mesh as mesh_lib
 from plan_jax import optim
 from plan_jax import shapes
+from plan_jax.losses import cross_pair
 from plan_jax.models import plan as plan_model
 from plan_jax.models import vit
 from plan_jax.objectives import convirt
@@ -62,6 +63,20 @@ def build_model(config: config_lib.Config, *, vocab_size: int) -> plan_model.Pla
       dtype=compute_dtype(config.train.precision),
       prototypes=mgca.PROTOTYPES if config.objective.name is config_lib.ObjectiveName.MGCA else 0,
   )
+
+
+def contrast_plan(config: config_lib.Config, mesh: jax.sharding.Mesh) -> cross_pair.Plan | None:
+  """How the step matches words across pairs, by method (9); None where it does not."""
+  settings = config.objective
+  if not (plan.has_cross_pair(settings)
+          or settings.name is config_lib.ObjectiveName.GLORIA):
+    return None
+  rows, columns = plan_model.grid_shape(config.model, config.data.image_size)
+  return cross_pair.plan(
+      batch=config.train.batch_size, pixels=rows * columns, dim=config.model.joint_dim,
+      words=min(settings.cross_pair_words or config.data.max_words, config.data.max_words),
+      is_global=settings.negatives is config_lib.Negatives.GLOBAL, mib=settings.block_mib,
+      devices=mesh.size, platform=mesh.devices.flat[0].platform, algorithm=settings.algorithm)
 
 
 def empty_batch(settings: config_lib.Data, *, size: int) -> shapes.Batch:

@@ -100,6 +100,9 @@ def train(config: config_lib.Config, workdir: Path) -> None:
         jax.eval_shape(init), config=config, vocabulary=vocabulary,
         content_hash=card['content_hash'], sharding=mesh_lib.replicated(mesh))
   (workdir / 'config.json').write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n')
+  how = step_lib.contrast_plan(config, mesh)
+  if how:
+    print(f'word-pixel contrast: {how}', flush=True)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   print(f'{parameters / 1e6:.1f} M parameters; compiling the step (once for all stages)', flush=True)
 

@@ -11,6 +11,7 @@ from plan_jax import config
 from plan_jax import mesh as mesh_lib
 from plan_jax.losses import contrastive
 from plan_jax.losses import cross_pair
+from plan_jax.losses import fused
 from plan_jax.losses import pair_scores
 from plan_jax.losses import word_pixel
 from plan_jax.objectives import gloria
@@ -101,6 +102,27 @@ def test_gram_form_is_the_same(pixels_below_dim):
   close(scores, loop_scores(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look))
 
 
+@pytest.mark.parametrize('name', ['percentile', 'cosine', 'gloria'])
+def test_the_fused_kernel_equals_the_oracle(name):
+  """Interpreted; ragged reports, an empty one, a blank image, a block that is not full."""
+  words, pixels, is_word, is_pixel = features(b=5, t=7, p=12, d=8)
+  look, pixels, is_pixel = looks(8)[name], pixels[:3], is_pixel[:3]
+
+  def total(score, words, pixels, relation):
+    scores = score(words, pixels, look=look.replace(relation=relation), is_word=is_word,
+                   is_pixel=is_pixel)
+    return jnp.sum(jnp.sin(scores)), scores
+
+  inputs = (0, 1) if look.relation is None else (0, 1, 2)
+  found, expected = (
+      jax.jit(jax.grad(functools.partial(total, score), inputs, has_aux=True))(
+          words, pixels, look.relation)
+      for score in (functools.partial(fused.scores, interpret=True), pair_scores.reference))
+  close(found, expected)
+  with pytest.raises(ValueError, match='looks once, not 2 times'):
+    fused.scores(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look.replace(rounds=2))
+
+
 @functools.cache
 def batch_gradients(name, algorithm, devices, is_global=True):
   b, t, p, d = 16, 19, 14, 16
@@ -155,11 +177,16 @@ def test_empty_reports_and_blank_images():
 
 def test_tiles():
   of_one = 24 * 1024 * 256
-  assert pair_scores.choose_tile(
-      images=4, reports=12, words=1024, pixels=256, mib=5 * of_one / 2**20
-  ) == pair_scores.Tile(images=1, reports=4)
-  assert pair_scores.choose_tile(
-      images=4, reports=12, words=1024, pixels=256, mib=1) == pair_scores.Tile(images=1, reports=1)
+
+  def tile(pairs, *, one_image):
+    found = pair_scores.choose_tile(
+        images=4, reports=12, words=1024, pixels=256, mib=pairs * of_one / 2**20,
+        one_image=one_image)
+    return found.images, found.reports
+
+  assert tile(5, one_image=True) == (1, 4) and tile(0.1, one_image=True) == (1, 1)
+  assert tile(5, one_image=False) == (4, 1) and tile(13, one_image=False) == (4, 3)
+  assert tile(3, one_image=False) == (2, 1)
   words, pixels, is_word, is_pixel = features()
   with pytest.raises(ValueError, match='reports=3.* does not divide 4 images and 4 reports'):
     pair_scores.blockwise(
@@ -205,6 +232,10 @@ def test_the_plan_says_what_is_done_and_what_it_costs():
   large = cross_pair.plan(batch=32768, devices=256, **sizes)
   assert large.algorithm is Algorithm.RING and large.mib < 300
   assert cross_pair.plan(batch=32768, **sizes).algorithm is Algorithm.BLOCKWISE  # one device
+  kernel = cross_pair.plan(batch=256, platform='tpu', algorithm=Algorithm.FUSED, **sizes)
+  assert kernel.mib == 0
+  with pytest.raises(ValueError, match="'fused' is a kernel for TPUs, this is cpu; use 'auto'"):
+    cross_pair.plan(batch=256, algorithm=Algorithm.FUSED, **sizes)
   assert str(small).startswith('blockwise, negatives of the global batch, 1 images x')
   with pytest.raises(ValueError, match='10 pairs cannot be shared by 4 devices equally'):
     cross_pair.plan(batch=10, devices=4, **sizes)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from plan_jax import config
 from plan_jax import shapes
 from plan_jax.losses import contrastive
+from plan_jax.losses import fused
 from plan_jax.losses import pair_scores
 from plan_jax.losses import word_pixel
 
@@ -58,6 +59,7 @@ def plan(
     is_global: bool,
     mib: int,
     devices: int = 1,
+    platform: str = 'cpu',
     algorithm: config.Algorithm = config.Algorithm.AUTO,
 ) -> Plan:
   """The cheapest way to match a batch of pairs that `devices` share in equal parts.
@@ -70,13 +72,16 @@ def plan(
     is_global: scope of the negatives.
     mib: byte budget of a tile.
     devices: that share the batch.
+    platform: of the devices: cpu, gpu or tpu.
     algorithm: `auto` chooses.
 
   Raises:
-    ValueError: if `devices` does not divide the batch.
+    ValueError: if `devices` does not divide the batch, or the platform has no kernel.
   """
   if batch % devices:
     raise ValueError(f'a batch of {batch} pairs cannot be shared by {devices} devices equally')
+  if algorithm is config.Algorithm.FUSED and platform != 'tpu':
+    raise ValueError(f"objective.algorithm = 'fused' is a kernel for TPUs, this is {platform}; use 'auto'")
   own = batch // devices
   gathers = is_global and devices > 1
   of_words = batch * words * dim * 4 / 2**20
@@ -84,18 +89,20 @@ def plan(
     is_large = gathers and of_words > _GATHERED_MIB
     algorithm = config.Algorithm.RING if is_large else config.Algorithm.BLOCKWISE
   reports = batch if is_global and algorithm is not config.Algorithm.RING else own
-  if algorithm is config.Algorithm.REFERENCE:
+  if algorithm in (config.Algorithm.REFERENCE, config.Algorithm.FUSED):
     tile = pair_scores.Tile(images=own, reports=reports)
   else:
     tile = pair_scores.choose_tile(
-        images=own, reports=reports, words=words, pixels=pixels, mib=mib)
+        images=own, reports=reports, words=words, pixels=pixels, mib=mib,
+        one_image=platform == 'cpu')
   matched = batch if is_global else own
   held = 2 * of_words if gathers and algorithm is not config.Algorithm.RING else 0.0
   travels = 3 if algorithm is config.Algorithm.RING else 2  # words forward and, backward, gradients
   return Plan(
       algorithm=algorithm, is_global=is_global, tile=tile,
       tflop=16 * own * matched * words * pixels * dim / 1e12,
-      mib=held + 24 * tile.images * tile.reports * words * pixels / 2**20,
+      mib=held + (0 if algorithm is config.Algorithm.FUSED else
+                  24 * tile.images * tile.reports * words * pixels / 2**20),
       wire_mib=travels * of_words * (devices - 1) / devices if gathers else 0.0)
 
 
@@ -146,7 +153,8 @@ def batch_loss(
   """
   how = plan(
       batch=len(words), words=words.shape[1], pixels=pixels.shape[1], dim=words.shape[2],
-      is_global=is_global, mib=mib, devices=mesh.size, algorithm=algorithm)
+      is_global=is_global, mib=mib, devices=mesh.size,
+      platform=mesh.devices.flat[0].platform, algorithm=algorithm)
   is_word = is_word & jnp.any(is_pixel, axis=-1, keepdims=True)
   axis, = mesh.axis_names
   rows = PartitionSpec(axis)
@@ -170,5 +178,7 @@ def _local_scores(words, pixels, is_word, is_pixel, look, *, how: Plan, axis: st
   if how.algorithm is config.Algorithm.REFERENCE:
     return pair_scores.reference(
         words, pixels, is_word=is_word, is_pixel=is_pixel, look=look)
+  if how.algorithm is config.Algorithm.FUSED:
+    return fused.scores(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look)
   return pair_scores.blockwise(
       words, pixels, is_word=is_word, is_pixel=is_pixel, look=look, tile=how.tile)

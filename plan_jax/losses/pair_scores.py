@@ -37,12 +37,9 @@ class Tile:
 
 
 def choose_tile(
-    *, images: int, reports: int, words: int, pixels: int, mib: int,
+    *, images: int, reports: int, words: int, pixels: int, mib: int, one_image: bool,
 ) -> Tile:
   """The largest tile that fits into `mib` MiB, of one pair at least.
-
-  On a CPU of one image: plain matrix products of it with many reports are twice as fast
-  there as products in batches.
 
   Args:
     images: that one device holds.
@@ -50,10 +47,11 @@ def choose_tile(
     words: of a report, padding included.
     pixels: of an image.
     mib: byte budget.
+    one_image: for a CPU: plain matrix products of one image with many reports are twice as
+      fast there as products in batches.
   """
   pairs = max(1, int(mib * 2**20) // (_COPIES * 4 * words * pixels))
-  is_cpu = jax.default_backend() == 'cpu'
-  tile_images = 1 if is_cpu else _largest_divisor(images, at_most=pairs)
+  tile_images = 1 if one_image else _largest_divisor(images, at_most=pairs)
   return Tile(images=tile_images,
               reports=_largest_divisor(reports, at_most=max(1, pairs // tile_images)))
 

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from flax import struct
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
@@ -16,8 +15,6 @@ from plan_jax import shapes
 from plan_jax.losses import contrastive
 
 Array = shapes.Array
-
-THRESHOLD = 'threshold'  # checkpoint name: small, and dear to compute again
 
 _EPS = 1e-6
 _BISECTIONS = 8
@@ -139,11 +136,10 @@ def threshold(
   scaled = jax.lax.stop_gradient(scaled)
   cells = jnp.maximum(jnp.sum(is_pixel, axis=-1), 1)[..., None, None]
   plain = jnp.broadcast_to(fixed + per_cell / cells, scaled.shape[:-1] + (1,))
-  sigma = jax.lax.cond(
+  return jax.lax.cond(
       percentile > 0,
       lambda: row_percentile(scaled, is_pixel=is_pixel, share=percentile),
       lambda: plain.astype(jnp.float32))
-  return checkpoint_name(sigma, THRESHOLD)
 
 
 @struct.dataclass
