@@ -140,8 +140,9 @@ def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.RE
             ) -> Comparison | None:
   """The comparison of the finished runs; None if the reference has none.
 
-  Arm and reference are paired by the seeds that both have. Parts of the reference spread
-  over seeds much as it does, so theirs is pooled; each baseline has its own.
+  A baseline is paired with the reference by the seeds that both have. Parts of the
+  reference spread over seeds much as it does, so the spread of all of them is pooled, and
+  all runs of the reference count.
 
   Raises:
     AblationError: runs evaluated on different samples.
@@ -164,26 +165,27 @@ def compare(grid: Grid, workdir: pathlib.Path, *, replicates: int = bootstrap.RE
   (content_hash, split, pairs), = about
   summaries, differences = {}, {}
   reference = runs[grid.reference]
-  spreads = {name: paired.pooled_spread({
-      (arm, seed): run.figures[name][0] for arm, by_seed in runs.items()
-      if arm not in grid.baselines for seed, run in by_seed.items() if name in run.figures})
-             for name in FIGURES}
+  parts = [by_seed for arm, by_seed in runs.items() if arm not in grid.baselines]
   for arm, by_seed in runs.items():
-    both = [seed for seed in by_seed if seed in reference]
     summaries[arm], differences[arm] = {}, {}
     for name in FIGURES:
-      found = [run.figures[name] for run in by_seed.values() if name in run.figures]
+      found, ours = (
+          {seed: run.figures[name] for seed, run in group.items() if name in run.figures}
+          for group in (by_seed, reference))
       if not found:
         continue
       n = next(run.samples[name] for run in by_seed.values() if name in run.samples)
-      summaries[arm][name] = paired.summary(found, n=n)
-      pairs_of_runs = [(reference[seed].figures, by_seed[seed].figures) for seed in both]
-      paired_runs = [(ours[name], theirs[name]) for ours, theirs in pairs_of_runs
-                     if name in ours and name in theirs]
-      if arm != grid.reference and paired_runs:
+      summaries[arm][name] = paired.summary(list(found.values()), n=n)
+      both = [seed for seed in found if seed in ours]
+      if arm in grid.baselines and both:
         differences[arm][name] = paired.difference(
-            [ours for ours, _ in paired_runs], [theirs for _, theirs in paired_runs], n=n,
-            spread=None if arm in grid.baselines else spreads[name])
+            [ours[seed] for seed in both], [found[seed] for seed in both], n=n)
+      elif arm not in (grid.reference, *grid.baselines) and ours:
+        differences[arm][name] = paired.difference_of_means(
+            list(ours.values()), list(found.values()), n=n,
+            spread=paired.pooled_spread([
+                [run.figures[name][0] for run in part.values() if name in run.figures]
+                for part in parts]))
   return Comparison(
       grid=grid, seeds={arm: list(by_seed) for arm, by_seed in runs.items()},
       maps={arm: next(iter(by_seed.values())).maps for arm, by_seed in runs.items()},
@@ -251,8 +253,8 @@ def table(found: Comparison) -> str:
              [arm for arm in grid.arms if arm not in (grid.reference, *grid.baselines)])]
   lines = [f'{found.split} split, {found.pairs} pairs. Mean over seeds [95 % interval over samples '
            f'and seeds; of one seed: over samples]; below it, the lead of `{grid.reference}` over '
-           'the arm: difference [interval], paired by sample and seed, the spread over seeds '
-           "pooled over the parts, a method's its own. Maps: the kind that speaks "
+           'the arm: difference [interval], paired by sample, and over the methods by seed; the '
+           'spread over seeds of the parts is pooled. Maps: the kind that speaks '
            'for the objective; retrieval and zero-shot by vectors, and by words where they count.',
            '']
   for title, arms in groups:

@@ -17,7 +17,7 @@ from plan_jax import step
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
 NAMES = sorted(
-    path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem != 'ablation')  # a grid
+    path.stem for path in (ROOT / 'configs').glob('*.py') if not path.stem.startswith('ablation'))  # grids
 VOCAB_SIZE = 4096
 
 

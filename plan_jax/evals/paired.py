@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
 from jaxtyping import Float
 import numpy as np
@@ -29,8 +29,8 @@ class Summary:
 class Difference:
   """One arm minus another, runs paired by seed and replicates by their samples.
 
-  `p_value` is of the paired t test over the seeds (undefined for one without a pooled
-  spread); `relative` is the difference as a share of the other arm's mean.
+  `p_value` is of the t test over the runs (undefined where their spread is);
+  `relative` is the difference as a share of the other arm's mean.
   """
 
   figure: bootstrap.Figure
@@ -44,31 +44,26 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spread:
-  """Variance of the difference of two arms within a seed, and its degrees of freedom."""
+  """Variance over runs, and its degrees of freedom."""
 
   variance: float
   freedom: int
 
 
-def pooled_spread(values: Mapping[tuple[str, int], float]) -> Spread | None:
-  """The spread that arms of one kind share, from all their runs by (arm, seed).
+def pooled_spread(arms: Sequence[Sequence[float]]) -> Spread | None:
+  """The variance of a run that arms of one kind share, from the runs of each.
 
-  What an arm and a seed explain, each added to the other, is taken out; the rest is what
-  runs differ by. None where nothing is left to estimate it from. It says more than the
-  two or three differences of one arm, if the arms spread alike.
+  It says more than the two or three runs of one arm, if the arms spread alike. None where
+  no arm has two runs.
 
-  Source: two-way analysis of variance without replication.
+  Source: one-way analysis of variance, the part within groups.
   """
-  runs = [run for run, value in values.items() if math.isfinite(value)]
-  arms, seeds = (sorted({run[axis] for run in runs}) for axis in (0, 1))
-  design = np.array([[arm == a for a in arms] + [seed == s for s in seeds] for arm, seed in runs],
-                    float).reshape(len(runs), len(arms) + len(seeds))
-  freedom = len(runs) - int(np.linalg.matrix_rank(design)) if runs else 0
+  arms = [np.array(values) for values in arms if np.isfinite(values).all()]
+  freedom = sum(len(values) - 1 for values in arms)
   if not freedom:
     return None
-  found = np.array([values[run] for run in runs])
-  residual = found - design @ np.linalg.lstsq(design, found, rcond=None)[0]
-  return Spread(variance=2 * float(residual @ residual) / freedom, freedom=freedom)
+  within = sum(float(np.sum((values - values.mean())**2)) for values in arms)
+  return Spread(variance=within / freedom, freedom=freedom)
 
 
 def summary(runs: Sequence[Run], *, n: int) -> Summary:
@@ -79,13 +74,10 @@ def summary(runs: Sequence[Run], *, n: int) -> Summary:
       deviation=float(values.std(ddof=1)) if len(runs) > 1 else math.nan, runs=len(runs))
 
 
-def difference(
-    runs: Sequence[Run], other: Sequence[Run], *, n: int, spread: Spread | None = None,
-) -> Difference:
+def difference(runs: Sequence[Run], other: Sequence[Run], *, n: int) -> Difference:
   """`runs` minus `other`, run k with run k (the same seed).
 
-  The replicates of all runs must come from the same draws of the same samples. `spread`
-  as in `interval`.
+  The replicates of all runs must come from the same draws of the same samples.
 
   Raises:
     ValueError: different numbers of runs.
@@ -94,35 +86,55 @@ def difference(
     raise ValueError(f'{len(runs)} runs cannot be paired with {len(other)}')
   values = np.array([a - b for (a, _), (b, _) in zip(runs, other)])
   draws = np.stack([a - b for (_, a), (_, b) in zip(runs, other)])
+  return _difference(values, draws, other, n=n, spread=_own_spread(values), weight=1 / len(runs))
+
+
+def difference_of_means(
+    runs: Sequence[Run], other: Sequence[Run], *, n: int, spread: Spread | None,
+) -> Difference:
+  """The mean of `runs` minus that of `other`, each of any number of runs.
+
+  Replicates as in `difference`; `spread` is that of one run of either.
+  """
+  values, draws = (
+      [np.mean([run[k] for run in group], axis=0) for group in (runs, other)] for k in (0, 1))
+  return _difference(
+      np.array([values[0] - values[1]]), (draws[0] - draws[1])[None], other, n=n, spread=spread,
+      weight=1 / len(runs) + 1 / len(other))
+
+
+def _difference(values, draws, other, *, n, spread, weight) -> Difference:
   base = float(np.mean([value for value, _ in other]))
-  spread, p_value = spread or _own_spread(values), math.nan
+  p_value = math.nan
   if spread and spread.variance > 0:
-    t = values.mean() / math.sqrt(spread.variance / len(values))
+    t = values.mean() / math.sqrt(spread.variance * weight)
     p_value = float(2 * stats.t.sf(abs(t), spread.freedom))
   return Difference(
-      figure=interval(values, draws, n=n, spread=spread),
+      figure=_interval(values, draws, n=n, spread=spread, weight=weight),
       relative=float(values.mean()) / base if base else math.nan, p_value=p_value)
 
 
 def interval(
     values: Float[np.ndarray, 's'], draws: Float[np.ndarray, 's r'], *, n: int,
-    spread: Spread | None = None,
 ) -> bootstrap.Figure:
   """Mean over s runs with a 95 % interval over samples and runs.
 
   The two variances add up: that of the mean over the bootstrap of the samples, and that
-  of the mean over runs, v / S, v being that of these runs or, if given, `spread`. A
-  percentile bootstrap of three runs would cover 74 %, not 95 %. A single run without
-  `spread` has the bootstrap interval of its samples: nothing is known of other runs.
+  of the mean over runs, s^2 / S, which has S - 1 degrees of freedom. A percentile
+  bootstrap of three runs would cover 74 %, not 95 %. A single run has the bootstrap
+  interval of its samples: nothing is known of other runs.
 
   Source: Satterthwaite, Biometrics Bulletin 1946, for the degrees of freedom.
   """
+  return _interval(values, draws, n=n, spread=_own_spread(values), weight=1 / len(values))
+
+
+def _interval(values, draws, *, n, spread, weight) -> bootstrap.Figure:
   mean_draws = draws.mean(axis=0)
   mean = float(values.mean())
-  spread = spread or _own_spread(values)
   if not spread or not np.isfinite(values).all():
     return bootstrap.figure(mean, mean_draws, n=n)
-  of_runs = spread.variance / len(values)
+  of_runs = spread.variance * weight
   total = of_runs + float(np.nanvar(mean_draws))
   if total == 0:
     return bootstrap.Figure(value=mean, low=mean, high=mean, n=n)
@@ -132,6 +144,4 @@ def interval(
 
 
 def _own_spread(values: Float[np.ndarray, 's']) -> Spread | None:
-  if len(values) == 1:
-    return None
-  return Spread(variance=float(values.var(ddof=1)), freedom=len(values) - 1)
+  return pooled_spread([values])
