@@ -49,6 +49,17 @@ class Relation(enum.StrEnum):
   LEARNED = 'learned'
 
 
+class Remat(enum.StrEnum):
+  """What the backward pass of the towers computes again instead of keeping it.
+
+  `none` keeps everything, `dots` matrix products, `blocks` the inputs of the blocks only.
+  """
+
+  NONE = 'none'
+  DOTS = 'dots'
+  BLOCKS = 'blocks'
+
+
 class PixelHead(enum.StrEnum):
   """What projects the pixels: a head of their own, or that of the pooled image.
 
@@ -166,6 +177,7 @@ class Model:
   pixel_head: PixelHead = PixelHead.LOCAL
   text: TextVariant = TextVariant.BERT_BASE
   dropout: float = 0.1  # in the text tower
+  remat: Remat = Remat.NONE
   joint_dim: int = 128
   relation: Relation = Relation.LEARNED
   temperature: float = 0.07  # tau_g, its start when learned
@@ -251,6 +263,7 @@ class Train:
 
   steps: int = 50_000
   batch_size: int = 256  # pairs a step, over all devices
+  chunks: int = 1  # parts in which the towers see a batch; the losses see all of it
   seed: int = 0
   precision: Precision = Precision.AUTO
   log_every: int = 20  # steps

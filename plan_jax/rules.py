@@ -52,7 +52,12 @@ def broken(config: Any) -> list[str]:
   require(config.evaluation.max_pairs >= 1, 'evaluation.max_pairs', 'must be at least 1')
   require(config.evaluation.pictures >= 0, 'evaluation.pictures', 'must not be negative')
   require(0 <= config.optim.warmup < 1, 'optim.warmup', 'is a share of all steps, in [0, 1)')
-  for key in ('steps', 'batch_size', 'log_every', 'eval_every', 'eval_pairs', 'checkpoint_every',
+  require(train.chunks == 1 or is_vit, 'train.chunks',
+          "must be 1 with a ResNet, whose BatchNorm would see part by part; use a ViT, or "
+          "model.remat = 'blocks' to save memory")
+  require(train.batch_size % max(train.chunks, 1) == 0, 'train.chunks',
+          'must divide train.batch_size')
+  for key in ('steps', 'batch_size', 'chunks', 'log_every', 'eval_every', 'eval_pairs', 'checkpoint_every',
               'keep_newest'):
     require(getattr(train, key) >= 1, f'train.{key}', 'must be at least 1')
   shares = 0.0

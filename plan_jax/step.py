@@ -1,7 +1,9 @@
 """The training step: one compiled, sharded, donated function for all stages."""
 
+import functools
 from typing import Any, Callable
 
+import einops
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -133,22 +135,36 @@ def make_train_step(
   schedule = optim.learning_rate(config.optim, total_steps=config.train.steps)
   everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
 
+  in_parts = functools.partial(_in_parts, chunks=config.train.chunks, devices=mesh.size)
+
+  def forward(variables, batch, key):
+    if config.train.chunks == 1:
+      return model.apply(
+          variables, batch, train=True, rngs={'dropout': key}, mutable=['batch_stats'])
+    features = in_parts(
+        lambda key, batch: model.apply(
+            variables, batch, train=True, rngs={'dropout': key}, method='look'), key, batch)
+    return model.apply(variables, features, train=True, mutable=['batch_stats'], method='project')
+
   def train_step(state, batch, stage):
     key = jax.random.fold_in(state.key, state.step)
     dropout_key, text_key, objective_key = jax.random.split(key, 3)
 
     def objective(params):
       variables = {'params': params, 'batch_stats': state.batch_stats}
-      outputs, updates = model.apply(
-          variables, batch, train=True, rngs={'dropout': dropout_key}, mutable=['batch_stats'])
+      outputs, updates = forward(variables, batch, dropout_key)
       if settings.name is not config_lib.ObjectiveName.PLAN:
         return _baseline_loss(
             outputs, config=config, mesh=mesh), updates
 
       def short_text(keep):
+        read = in_parts(
+            lambda key, *texts: model.apply(
+                variables, *texts[:3], keep=texts[3], train=True, rngs={'dropout': key},
+                method='read'),
+            text_key, batch.pieces, batch.piece_word, batch.word_form, keep)
         text, _ = model.apply(
-            variables, batch.pieces, batch.piece_word, batch.word_form, keep=keep, train=True,
-            rngs={'dropout': text_key}, mutable=['batch_stats'], method='encode_text')
+            variables, read, train=True, mutable=['batch_stats'], method='project_text')
         return text.pooled
 
       def teach():
@@ -202,6 +218,26 @@ def make_train_step(
       in_shardings=(everywhere, rows, everywhere),
       out_shardings=everywhere,
   )
+
+
+def _in_parts(towers: Callable[..., Any], key: jax.Array, *inputs: Any, chunks: int, devices: int):
+  """`towers(key, *inputs)` part by part; the backward pass computes each part again.
+
+  So the activations of one part are in memory and the features of all, and the losses see
+  the whole batch: gradients are those of the plain step, whatever the losses contrast.
+
+  Source: GradCache (Gao et al., arXiv 2101.06983), here by rematerialisation.
+  """
+  if chunks == 1:
+    return towers(key, *inputs)
+  # Each part holds a piece of every device's pairs, so that nothing changes its device.
+  parts = jax.tree.map(
+      lambda x: einops.rearrange(x, '(d n b) ... -> n (d b) ...', n=chunks, d=devices), inputs)
+  keys = jax.random.split(key, chunks)
+  features = jax.lax.map(
+      lambda part: jax.checkpoint(towers)(part[0], *part[1]), (keys, parts))
+  return jax.tree.map(
+      lambda x: einops.rearrange(x, 'n (d b) ... -> (d n b) ...', d=devices), features)
 
 
 def _baseline_loss(outputs, *, config, mesh) -> shapes.Terms:

@@ -372,7 +372,8 @@ def test_parameter_names(tiny):
                          'image_local', 'text_global', 'text_local', 'relation'}
   tower = params['image_tower']
   assert tower['stage_2']['block_0']['shortcut']['conv']['kernel'].shape == (1, 1, 32, 64)
-  assert params['text_tower']['block_1']['attention']['query']['kernel'].shape == (128, 2, 64)
+  blocks = params['text_tower']['stack']['blocks']
+  assert blocks['attention']['query']['kernel'].shape == (2, 128, 2, 64)
   assert set(variables['batch_stats']) == {
       'image_tower', 'image_global', 'image_local', 'text_global', 'text_local'}
   assert set(resnet.VARIANTS) | set(vit.VARIANTS) == set(_IMAGE)

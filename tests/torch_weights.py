@@ -7,6 +7,7 @@ array. A name that no row matches is an error, so nothing is lost silently.
 import re
 from typing import Callable
 
+import jax
 import numpy as np
 import torch
 
@@ -61,7 +62,7 @@ def vit(model: torch.nn.Module, *, heads: int) -> dict:
       {name: layer + rf'\.attention\.(?:{name[0]}_proj|attention\.{name})'
        for name in ('query', 'key', 'value')},
       layer + r'\.attention\.(?:o_proj|output\.dense)', heads=heads)
-  return _convert(model, rows)
+  return _stacked(_convert(model, rows))
 
 
 def bert(model: torch.nn.Module, *, heads: int) -> dict:
@@ -82,7 +83,7 @@ def bert(model: torch.nn.Module, *, heads: int) -> dict:
   rows += _attention(
       {name: layer + rf'\.attention\.self\.{name}' for name in ('query', 'key', 'value')},
       layer + r'\.attention\.output\.dense', heads=heads)
-  return _convert(model, rows)
+  return _stacked(_convert(model, rows))
 
 
 def _layer_norm(theirs: str, ours: str) -> list[_Row]:
@@ -131,3 +132,11 @@ def _convert(model: torch.nn.Module, rows: list[_Row]) -> dict:
       node = node.setdefault(parent, {})
     node[leaf] = np.ascontiguousarray(transform(tensor.numpy()))
   return tree
+
+
+def _stacked(tree: dict) -> dict:
+  """The subtrees `block_0`, `block_1`, ... as one with stacked arrays."""
+  params = dict(tree['params'])
+  blocks = [params.pop(f'block_{i}') for i in range(sum(k.startswith('block_') for k in params))]
+  params['stack'] = {'blocks': jax.tree.map(lambda *x: np.stack(x), *blocks)}
+  return {**tree, 'params': params}

@@ -60,6 +60,7 @@ class Bert(nn.Module):
     max_pieces: longest report, pieces.
     dropout: probability, after embeddings, attention and MLP.
     dtype: compute dtype.
+    remat: what the backward pass computes again.
   """
 
   shape: Shape
@@ -67,6 +68,7 @@ class Bert(nn.Module):
   max_pieces: int
   dropout: float
   dtype: Dtype
+  remat: config.Remat = config.Remat.NONE
 
   @nn.compact
   def __call__(self, pieces: Int[Array, 'b s'], *, train: bool) -> Tokens:
@@ -86,12 +88,10 @@ class Bert(nn.Module):
     x = layers.layer_norm(epsilon=1e-12, dtype=self.dtype, name='norm')(x + positions[:length])
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
-    is_piece = pieces != PAD
-    for i in range(self.shape.depth):
-      block = layers.Block(
-          self.shape.heads, layers.NormOrder.AFTER, self.dropout, self.dtype,
-          name=f'block_{i}')
-      x, first_row = block(x, is_piece, train=train)
+    stack = layers.Stack(
+        self.shape.depth, self.shape.heads, layers.NormOrder.AFTER, self.dropout, self.remat,
+        self.dtype, name='stack')
+    x, first_row = stack(x, pieces != PAD, train=train)
     return Tokens(hidden=x, attention=jnp.mean(first_row, axis=1))
 
 

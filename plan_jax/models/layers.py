@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from plan_jax import config
+
 Array = jax.Array
 Dtype = Any
 
@@ -227,3 +229,43 @@ class Block(nn.Module):
       x = norm_1(x + dropout(change))
       x = norm_2(x + dropout(mlp(x)))
     return x, first_row
+
+
+class Stack(nn.Module):
+  """Transformer blocks, one after the other: one program for all, parameters stacked.
+
+  Compiling takes as long as for one block. Returns the tokens and what the first token
+  attends to in the last block.
+  """
+
+  depth: int
+  heads: int
+  order: NormOrder
+  dropout: float
+  remat: config.Remat
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(
+      self, x: Float[Array, 'b s c'], is_token: Bool[Array, 'b s'], *, train: bool
+  ) -> tuple[Float[Array, 'b s c'], Float[Array, 'b n s']]:
+    def step(block, x, _):
+      return block(x, is_token, train=train)
+
+    block = Block(self.heads, self.order, self.dropout, self.dtype, name='blocks')
+    x, first_rows = nn.scan(
+        rematerialised(step, self.remat), variable_axes={'params': 0},
+        split_rngs={'params': True, 'dropout': True}, length=self.depth)(block, x, None)
+    return x, first_rows[-1]
+
+
+def rematerialised(function: Any, remat: config.Remat) -> Any:
+  """`function(module, ...)`, what its backward pass keeps chosen by name."""
+  match remat:
+    case config.Remat.NONE:
+      return function
+    case config.Remat.DOTS:
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      return nn.remat(function, policy=policy, prevent_cse=False)
+    case config.Remat.BLOCKS:
+      return nn.remat(function, prevent_cse=False)

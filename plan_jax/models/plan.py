@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import einops
+from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,34 @@ def normalise_image(
   return jnp.where(is_real, grey, 0.0)[..., None]
 
 
+@struct.dataclass
+class Seen:
+  """Of the image tower, before projection; `attention` as in `shapes.ImageFeatures`."""
+
+  pooled: Float[Array, 'b c']
+  pixels: Float[Array, 'b p c']
+  is_pixel: Bool[Array, 'b p']
+  attention: Float[Array, 'b p']
+
+
+@struct.dataclass
+class Read:
+  """Of the text tower, before projection; `attention` as in `shapes.TextFeatures`."""
+
+  pooled: Float[Array, 'b c']
+  words: Float[Array, 'b t c']
+  is_word: Bool[Array, 'b t']
+  attention: Float[Array, 'b t']
+
+
+@struct.dataclass
+class Features:
+  """Of both towers."""
+
+  image: Seen
+  text: Read
+
+
 class PlanModel(nn.Module):
   """Towers, heads, and the learned parameters of the similarities.
 
@@ -78,12 +107,13 @@ class PlanModel(nn.Module):
   def setup(self):
     settings = self.settings
     if settings.image in vit.VARIANTS:
-      self.image_tower = vit.ViT(vit.VARIANTS[settings.image], self.dtype)
+      self.image_tower = vit.ViT(vit.VARIANTS[settings.image], self.dtype, settings.remat)
     else:
-      self.image_tower = resnet.ResNet(resnet.VARIANTS[settings.image], self.dtype)
+      self.image_tower = resnet.ResNet(
+          resnet.VARIANTS[settings.image], self.dtype, settings.remat)
     self.text_tower = bert.Bert(
         bert.VARIANTS[settings.text], self.vocab_size, self.max_pieces, settings.dropout,
-        self.dtype)
+        self.dtype, settings.remat)
     self.image_global = layers.Head(settings.joint_dim, self.dtype)
     if settings.pixel_head is config.PixelHead.LOCAL:
       self.image_local = layers.Head(settings.joint_dim, self.dtype)
@@ -101,13 +131,23 @@ class PlanModel(nn.Module):
 
   def __call__(self, batch: shapes.Batch, *, train: bool) -> shapes.Outputs:
     """Both branches, and the parameters of the similarities."""
-    dim = self.settings.joint_dim
+    return self.project(self.look(batch, train=train), train=train)
+
+  def look(self, batch: shapes.Batch, *, train: bool) -> 'Features':
+    """What both towers make of a batch, each pair for itself but for a ResNet's BatchNorm."""
+    return Features(
+        image=self.see(batch.image, batch.extent, train=train),
+        text=self.read(batch.pieces, batch.piece_word, batch.word_form, train=train))
+
+  def project(self, features: 'Features', *, train: bool) -> shapes.Outputs:
+    """The joint space: heads, whose BatchNorm spans the batch, and the similarities."""
     learned = self.settings.relation is config.Relation.LEARNED
     return shapes.Outputs(
-        image=self.encode_image(batch.image, batch.extent, train=train),
-        text=self.encode_text(batch.pieces, batch.piece_word, batch.word_form, train=train),
+        image=self.project_image(features.image, train=train),
+        text=self.project_text(features.text, train=train),
         relation=self.relation if learned else None,
-        prototypes=self.prototype if self.prototypes else jnp.zeros((0, dim)),
+        prototypes=(
+            self.prototype if self.prototypes else jnp.zeros((0, self.settings.joint_dim))),
         temperature=(
             jnp.exp(self.log_temperature) if self.settings.learn_temperature
             else jnp.float32(self.settings.temperature)))
@@ -115,7 +155,26 @@ class PlanModel(nn.Module):
   def encode_image(
       self, image: UInt8[Array, 'b h w'], extent: Int[Array, 'b 4'], *, train: bool
   ) -> shapes.ImageFeatures:
-    """Image vectors; pixels of padding are zero vectors.
+    """Image vectors; arguments as in `see`."""
+    return self.project_image(self.see(image, extent, train=train), train=train)
+
+  def encode_text(
+      self,
+      pieces: Int[Array, 'b s'],
+      piece_word: Int[Array, 'b s'],
+      word_form: Int[Array, 'b t'],
+      *,
+      train: bool,
+      keep: Bool[Array, 'b t'] | None = None,
+  ) -> shapes.TextFeatures:
+    """Report and word vectors; arguments as in `read`."""
+    read = self.read(pieces, piece_word, word_form, train=train, keep=keep)
+    return self.project_text(read, train=train)
+
+  def see(
+      self, image: UInt8[Array, 'b h w'], extent: Int[Array, 'b 4'], *, train: bool
+  ) -> 'Seen':
+    """The image tower.
 
     Args:
       image: grey values 0..255; what lies outside `extent` is ignored.
@@ -125,28 +184,32 @@ class PlanModel(nn.Module):
     image = normalise_image(image, extent)
     if self.settings.image in vit.VARIANTS:
       tokens = self.image_tower(image, extent, train=train)
-      pooled, pixels, is_pixel = tokens.pooled, tokens.patches, tokens.is_patch
-      attention = tokens.attention
-    else:
-      maps = self.image_tower(image, extent, train=train)
-      pooled, index = maps.pooled, self.settings.pixel_stage - 1
-      # As it is: the last map's semantics added top-down (FPN) let each cell see the whole
-      # image, and words no longer needed to look in the right place (docs/method.md).
-      pixels = einops.rearrange(maps.stages[index], 'b h w c -> b (h w) c')
-      is_pixel = einops.rearrange(maps.is_cell[index], 'b h w -> b (h w)')
-      attention = is_pixel / jnp.maximum(jnp.sum(is_pixel, axis=-1, keepdims=True), 1)
-    projected = self.image_global(pooled, jnp.any(is_pixel, axis=-1), train=train)
+      return Seen(pooled=tokens.pooled, pixels=tokens.patches, is_pixel=tokens.is_patch,
+                  attention=tokens.attention)
+    maps = self.image_tower(image, extent, train=train)
+    index = self.settings.pixel_stage - 1
+    # As it is: the last map's semantics added top-down (FPN) let each cell see the whole
+    # image, and words no longer needed to look in the right place (docs/method.md).
+    pixels = einops.rearrange(maps.stages[index], 'b h w c -> b (h w) c')
+    is_pixel = einops.rearrange(maps.is_cell[index], 'b h w -> b (h w)')
+    attention = is_pixel / jnp.maximum(jnp.sum(is_pixel, axis=-1, keepdims=True), 1)
+    return Seen(pooled=maps.pooled, pixels=pixels, is_pixel=is_pixel, attention=attention)
+
+  def project_image(self, seen: 'Seen', *, train: bool) -> shapes.ImageFeatures:
+    """Image vectors; pixels of padding are zero vectors."""
+    is_pixel = seen.is_pixel
+    projected = self.image_global(seen.pooled, jnp.any(is_pixel, axis=-1), train=train)
     if self.settings.pixel_head is config.PixelHead.LOCAL:
-      pixels = self.image_local(pixels, is_pixel, train=train)
+      pixels = self.image_local(seen.pixels, is_pixel, train=train)
     else:  # the statistics of its BatchNorm are those of pooled images
-      pixels = self.image_global(pixels, is_pixel, train=False)
+      pixels = self.image_global(seen.pixels, is_pixel, train=False)
     return shapes.ImageFeatures(
         pooled=layers.l2_normalise(projected),
         pixels=layers.l2_normalise(pixels),
         pixel_norm=layers.length(pixels),
         is_pixel=is_pixel,
-        attention=jax.lax.stop_gradient(jnp.where(is_pixel, attention, 0.0)),
-        backbone=pooled.astype(jnp.float32))
+        attention=jax.lax.stop_gradient(jnp.where(is_pixel, seen.attention, 0.0)),
+        backbone=seen.pooled.astype(jnp.float32))
 
   def encode_maps(
       self, image: UInt8[Array, 'b h w'], extent: Int[Array, 'b 4'], *, train: bool = False
@@ -164,7 +227,7 @@ class PlanModel(nn.Module):
     patches = jnp.where(is_cell[..., None], tokens.patches.reshape(*is_cell.shape, -1), 0)
     return resnet.Maps(stages=(patches,), is_cell=(is_cell,), pooled=tokens.pooled)
 
-  def encode_text(
+  def read(
       self,
       pieces: Int[Array, 'b s'],
       piece_word: Int[Array, 'b s'],
@@ -172,8 +235,8 @@ class PlanModel(nn.Module):
       *,
       train: bool,
       keep: Bool[Array, 'b t'] | None = None,
-  ) -> shapes.TextFeatures:
-    """Report and word vectors; a word is the sum of its pieces' hidden states.
+  ) -> 'Read':
+    """The text tower; a word is the sum of its pieces' hidden states.
 
     A word none of whose pieces is seen by the tower is no word.
 
@@ -181,9 +244,9 @@ class PlanModel(nn.Module):
       pieces: [CLS] pieces... [SEP], then 0.
       piece_word: word of each piece, or -1.
       word_form: -1 where there is no word.
-      train: with dropout; BatchNorm uses and updates batch statistics.
-      keep: reports are encoded as if they consisted of these words only (see
-        `bert.delete_words`); None encodes them in full.
+      train: with dropout.
+      keep: reports are read as if they consisted of these words only (see
+        `bert.delete_words`); None reads them in full.
     """
     if keep is not None:
       short = bert.delete_words(pieces, piece_word, keep=keep & (word_form >= 0))
@@ -191,7 +254,6 @@ class PlanModel(nn.Module):
     tokens = self.text_tower(pieces, train=train)
     hidden = tokens.hidden
     word_of = jax.nn.one_hot(piece_word, word_form.shape[1], dtype=hidden.dtype)
-    is_word = (word_form >= 0) & jnp.any(word_of > 0, axis=1)
     words = jnp.einsum('bst,bsc->btc', word_of, hidden, precision='highest',
                        preferred_element_type=jnp.float32)
     attention = jnp.einsum(
@@ -200,13 +262,18 @@ class PlanModel(nn.Module):
     # takes long to change that; the mean over pieces tells reports apart at once.
     is_piece = (pieces != bert.PAD)[..., None]
     mean = jnp.sum(hidden, axis=1, where=is_piece) / jnp.maximum(jnp.sum(is_piece, axis=1), 1)
-    pooled = hidden[:, 0] + mean
-    words = self.text_local(words, is_word, train=train)
+    return Read(
+        pooled=hidden[:, 0] + mean, words=words, attention=attention,
+        is_word=(word_form >= 0) & jnp.any(word_of > 0, axis=1))
+
+  def project_text(self, read: 'Read', *, train: bool) -> shapes.TextFeatures:
+    """Report and word vectors; padding words are zero vectors."""
+    words = self.text_local(read.words, read.is_word, train=train)
     return shapes.TextFeatures(
         pooled=layers.l2_normalise(
-            self.text_global(pooled, jnp.ones(len(pooled), bool), train=train)),
+            self.text_global(read.pooled, jnp.ones(len(read.pooled), bool), train=train)),
         words=layers.l2_normalise(words),
         word_norm=layers.length(words),
-        is_word=is_word,
-        attention=jax.lax.stop_gradient(jnp.where(is_word, attention, 0.0)),
-        backbone=pooled.astype(jnp.float32))
+        is_word=read.is_word,
+        attention=jax.lax.stop_gradient(jnp.where(read.is_word, read.attention, 0.0)),
+        backbone=read.pooled.astype(jnp.float32))

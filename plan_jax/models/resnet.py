@@ -178,6 +178,7 @@ class ResNet(nn.Module):
 
   shape: Shape
   dtype: Dtype
+  remat: config.Remat = config.Remat.NONE
 
   @nn.compact
   def __call__(
@@ -204,7 +205,10 @@ class ResNet(nn.Module):
     for i, (width, depth) in enumerate(zip(self.shape.widths, self.shape.depths)):
       stage = Stage(
           self.shape.block, width, depth, 1 if i == 0 else 2, self.dtype, name=f'stage_{i + 1}')
-      x = stage(x, is_cell_in=masks[max(i, 1)], is_cell=masks[i + 1], train=train)
+      masked = dict(is_cell_in=masks[max(i, 1)], is_cell=masks[i + 1], train=train)
+      run = layers.rematerialised(
+          lambda stage, x, masked=masked: stage(x, **masked), self.remat)
+      x = run(stage, x)
       stages.append(x)
     return Maps(
         stages=tuple(stages), is_cell=tuple(masks[1:]),

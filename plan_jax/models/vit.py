@@ -57,6 +57,7 @@ class ViT(nn.Module):
 
   shape: Shape
   dtype: Dtype
+  remat: config.Remat = config.Remat.NONE
 
   @nn.compact
   def __call__(
@@ -86,10 +87,10 @@ class ViT(nn.Module):
 
     is_patch = layers.cell_mask(extent, grid=grid, stride=patch).reshape(x.shape[0], -1)
     is_token = jnp.pad(is_patch, ((0, 0), (1, 0)), constant_values=True)
-    for i in range(self.shape.depth):
-      block = layers.Block(
-          self.shape.heads, layers.NormOrder.BEFORE, 0.0, self.dtype, name=f'block_{i}')
-      x, first_row = block(x, is_token, train=train)
+    stack = layers.Stack(
+        self.shape.depth, self.shape.heads, layers.NormOrder.BEFORE, 0.0, self.remat, self.dtype,
+        name='stack')
+    x, first_row = stack(x, is_token, train=train)
     x = layers.layer_norm(epsilon=1e-12, dtype=self.dtype, name='norm')(x)
     return Tokens(
         pooled=x[:, 0], patches=x[:, 1:], is_patch=is_patch,
