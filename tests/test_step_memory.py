@@ -1,0 +1,67 @@
+"""Steps in less memory are the same steps: parts of a batch, rematerialisation."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from plan_jax import config as config_lib
+from plan_jax import mesh as mesh_lib
+from plan_jax import optim
+from plan_jax import stages
+from plan_jax import step as step_lib
+from tests import tiny
+
+
+@functools.cache
+def one_step(*, chunks=1, remat='none', devices=1, image='vit_ti16'):
+  """Metrics and parameters after a step of the last stage, short texts included; its bytes."""
+  config = tiny.config(
+      model={'dropout': 0.0, 'remat': remat, 'image': image}, train={'chunks': chunks, 'batch_size': 32},
+      objective={'teacher': 'self'}, stages={'focus': {
+          **config_lib.to_dict(config_lib.Config())['stages']['focus'], 'short_text_prob': 1.0}})
+  mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+  model = step_lib.build_model(config, vocab_size=tiny.VOCAB_SIZE)
+  optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
+  state = jax.jit(lambda: step_lib.init_state(model, optimizer, config=config),
+                  out_shardings=mesh_lib.replicated(mesh))()
+  stage = stages.schedule(config.stages, total_steps=config.train.steps).values(9)
+  batch = jax.device_put(tiny.batch(config), mesh_lib.split(mesh))
+  step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
+  step = step.lower(state, batch, stage).compile()
+  temporary = step.memory_analysis().temp_size_in_bytes
+  for _ in range(2):  # the first step of the warm-up has learning rate 0
+    state, metrics = step(state, batch, stage)
+  return jax.device_get((metrics, state.params)), temporary
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_parts_of_a_batch_give_the_plain_step(devices):
+  (metrics, params), temporary = one_step()
+  (other_metrics, other), of_parts = one_step(chunks=4, devices=devices)
+  for name, value in metrics.items():
+    assert other_metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+  for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(params), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)  # Adam: a share of lr = 1e-3
+  if devices == 1:
+    print(f'{temporary / 2**20:.1f} MiB, in four parts {of_parts / 2**20:.1f} MiB')
+    assert of_parts < 0.5 * temporary
+
+
+@pytest.mark.parametrize('image', ['vit_ti16', 'resnet_tiny'])
+def test_rematerialised_towers_are_the_same(image):
+  (metrics, _), temporary = one_step(image=image)
+  for remat in ('dots', 'blocks'):
+    (other, _), less = one_step(remat=remat, image=image)
+    for name, value in metrics.items():
+      assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    print(f'{image}, {remat}: {less / temporary:.2f} of the memory')
+  assert less < (0.8 if image == 'vit_ti16' else 1.01) * temporary
+
+
+def test_parts_need_a_tower_without_batch_norm():
+  with pytest.raises(config_lib.ConfigError, match=r'train.chunks = 2: must be 1 with a ResNet'):
+    tiny.config(train={'chunks': 2})
+  with pytest.raises(config_lib.ConfigError, match=r'train.chunks = 3: must divide'):
+    tiny.config(model={'image': 'vit_ti16'}, train={'chunks': 3})
