@@ -121,6 +121,12 @@ def test_without_findings_and_impression_the_last_paragraphs(report, text):
   assert reports.report_text(report, options=reports.Options()) == text
 
 
+def test_a_title_is_kept_apart():
+  assert reports.sections('CHEST RADIOGRAPH\n\nINDICATION: Cough.\n\nClear lungs.') == {
+      Section.EXAMINATION: 'CHEST RADIOGRAPH', Section.INDICATION: 'Cough.',
+      Section.UNTITLED: 'Clear lungs.'}
+
+
 def test_no_section_leaks_into_another():
   options = reports.Options(sections=(Section.IMPRESSION,))
   assert reports.report_text('FINDINGS: Lungs are clear.', options=options) == ''
