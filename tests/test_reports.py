@@ -87,8 +87,8 @@ def test_headings_within_a_line():
 
 
 def test_what_is_no_heading_stays_in_its_section():
-  text = ('Heart is large.\nLUNGS: Clear.\nCOMPRESSION: None of L2.\nTip at 3 cm: good, as for this\n'
-          'study: no change at 5:30: still good.')
+  text = ('Heart is large.\nLUNGS: Clear.\nCOMPRESSION: None of L2.\n'
+          'Tip at 3 cm: good, as for this\nstudy: no change at 5:30: still good.')
   assert reports.sections(f'FINDINGS:\n{text}') == {Section.FINDINGS: text}
 
 

@@ -130,7 +130,8 @@ _INLINE = sorted(
 # "CHEST, PA AND LATERAL:" stands over the findings.
 _VIEWS = re.compile(
     r'\b(?:CHEST|PORTABLE|RADIOGRAPHS?|VIEWS?|LATERAL|FRONTAL|UPRIGHT|RIBS|PA|AP)\b')
-_TYPING_ERROR = 0.87  # likeness of "FINIDNGS" to "FINDINGS"; "COMPRESSION" is less like "IMPRESSION"
+# Likeness of "FINIDNGS" to "FINDINGS"; "COMPRESSION" is less like "IMPRESSION".
+_TYPING_ERROR = 0.87
 
 _LINE = re.compile(
     r"^[ \t]*(?P<name>[A-Za-z](?:[A-Za-z0-9 \t()/,&#.'_-]|(?<=\d):(?=\d)){2,70}?)[ \t]*:(?!\d)",
