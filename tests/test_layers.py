@@ -12,7 +12,7 @@ LEVELS = [  # a module imports only from its own level and those above it in thi
     {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
      'page', 'probes', 'tasks'},
-    {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare'},
+    {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.inspect'},
 ]
 OWNERS = {  # each heavy dependency has one owner
     'grain': {'plan_jax.data.pipeline'},
@@ -27,6 +27,8 @@ OWNERS = {  # each heavy dependency has one owner
     'markupsafe': {'plan_jax.page.render'},
     'sklearn': {'plan_jax.evals.zero_shot', 'plan_jax.evals.linear_probe'},
     'pycocotools': {'plan_jax.evals.detection'},
+    'imagecodecs': {'plan_jax.data.dicom_codecs'},
+    'pydicom': {'plan_jax.data.dicom'},
     'selenium': set(),
     'torch': set(),
     'tensorflow': set(),

@@ -18,6 +18,7 @@ from plan_jax.data import columns
 from plan_jax.data import images
 from plan_jax.data import manifest as manifest_lib
 from plan_jax.data import phantom
+from plan_jax.data import reports
 from plan_jax.data import rows
 from plan_jax.data import tokenize
 from plan_jax.data import writer
@@ -47,6 +48,10 @@ examples:
   # An evaluation set without reports; classes from two columns:
   python -m plan_jax.data.prepare manifest --manifest kermany/labels.jsonl \\
       --label-key label --label-key kind --allow-empty-text --out records/kermany
+
+  # Whole reports, headings included, in column `report`; the sections are found:
+  python -m plan_jax.data.prepare manifest --manifest studies.csv \\
+      --report-key report --out records/studies
 
 Exit status: 0 done; 1 rows were rejected and that is an error (--strict, or no row
 is left); 2 wrong input or options; 130 interrupted (run it again to continue).
@@ -102,9 +107,18 @@ def _parser() -> argparse.ArgumentParser:
   rows_parser.add_argument(
       '--image-key', default='image', metavar='KEY',
       help='column of the image path (default: %(default)s)')
-  rows_parser.add_argument(
+  texts = rows_parser.add_mutually_exclusive_group()
+  texts.add_argument(
       '--text-key', default='', metavar='KEY',
-      help='column of the report (default: text, or findings and impression)')
+      help='column of the text, stored as it is (default: text, or findings and impression)')
+  texts.add_argument(
+      '--report-key', default='', metavar='KEY',
+      help='column of a whole report with headings; sections are taken from it and cleaned '
+      '(docs/data-reports.md)')
+  rows_parser.add_argument(
+      '--report-sections', default='', metavar='NAMES',
+      help='with --report-key: which, in this order, separated by commas (default: '
+      f'{",".join(reports.Options().sections)})')
   rows_parser.add_argument(
       '--label-key', action='append', default=[], metavar='KEY',
       help="column of the classes; 'a.b' for key b of a mapping in column a; several are "
@@ -167,7 +181,8 @@ def _cores() -> int:
 def _run_manifest(options: argparse.Namespace) -> int:
   write_options = _write_options(options)
   keys = columns.Keys(
-      image=options.image_key, text=options.text_key, labels=tuple(options.label_key))
+      image=options.image_key, text=options.text_key or options.report_key,
+      reading=_report_options(options), labels=tuple(options.label_key))
   names = [manifest_lib.short_name(path) for path in options.manifest]
   print(f'Reading {", ".join(names)}', flush=True)
   contents = manifest_lib.read_manifests(
@@ -192,6 +207,22 @@ def _run_manifest(options: argparse.Namespace) -> int:
       options=write_options)
   _print_card(card, options.out)
   return 0
+
+
+def _report_options(options: argparse.Namespace) -> reports.Options | None:
+  if options.report_sections and not options.report_key:
+    raise writer.WriteError('--report-sections needs --report-key: the column of the reports.')
+  if not options.report_key:
+    return None
+  if not options.report_sections:
+    return reports.Options()
+  names = [name.strip().lower() for name in options.report_sections.split(',')]
+  unknown = [name for name in names if name not in list(reports.Section)]
+  if unknown:
+    raise writer.WriteError(
+        f'--report-sections {options.report_sections}: no section {unknown[0]!r}; there are '
+        f'{", ".join(reports.Section)}.')
+  return reports.Options(sections=tuple(map(reports.Section, names)))
 
 
 def _item_key(item: rows.Item) -> str:
