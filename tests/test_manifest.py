@@ -132,6 +132,29 @@ def test_labels(tmp_path, row, keys, expected):
   assert contents.items[0].rows[0].labels == expected
 
 
+def test_marks_of_a_mapping(tmp_path):
+  path = _write(
+      tmp_path / 'm.jsonl',
+      {'image': 'a.jpg', 'text': 'x',
+       'labels': {'Edema': 1, 'Mass': 0.0, 'Nodule': -1, 'Cyst': None, 'Rib': math.nan}},
+      {'image': 'a.jpg', 'labels': {'Mass': 1, 'Nodule': 0, 'Hernia': 0}},
+      {'image': 'b.jpg', 'text': 'x', 'labels': {'age': 57}})
+  contents = _read(path)
+  first, second = contents.items[0].rows
+  assert (first.labels, first.negatives, first.uncertain) == (('edema',), ('mass',), ('nodule',))
+  joined = rows.marks([first, second])  # present before uncertain before absent
+  assert (joined.labels, joined.negatives, joined.uncertain) == (
+      ('edema', 'mass'), ('hernia',), ('nodule',))
+  assert _reasons(contents) == [(3, Reason.BAD_VALUE)]
+  assert '57 is no mark' in contents.rejects[0].detail
+
+
+def test_an_empty_list_of_annotations_says_that_someone_looked(tmp_path):
+  path = _write(
+      tmp_path / 'm.csv', 'image,text,annotations', 'a.png,x,[]', 'b.png,x,')
+  assert [item.rows[0].is_annotated for item in _read(path).items] == [True, False]
+
+
 def test_mapping_of_labels_is_pointed_out(tmp_path):
   path = _write(
       tmp_path / 'm.jsonl', {'image': 'a.jpg', 'text': 'x', 'labels': {'finding': 'A', 'age': '3'}})

@@ -19,6 +19,8 @@ class Tally:
     self._words: list[int] = []
     self._sizes: dict[str, list[tuple[int, int]]] = {'original': [], 'stored': []}
     self._classes: dict[str, collections.Counter[str]] = {}
+    self._marks = {'negatives': collections.Counter(), 'uncertain': collections.Counter()}
+    self._labelled = self._annotated = 0
     self._categories: collections.Counter[str] = collections.Counter()
     self._boxes = self._masks = 0
     self.splits = dict.fromkeys(records.SPLITS, 0)
@@ -37,6 +39,10 @@ class Tally:
     self._sizes['stored'].append(outcome.stored)
     for label in example.labels:
       self._classes.setdefault(label, collections.Counter())[example.split] += 1
+    for kind, counter in self._marks.items():
+      counter.update(getattr(example, kind))
+    self._labelled += bool(example.labels or example.negatives or example.uncertain)
+    self._annotated += example.is_annotated
     for phrase in example.phrases:
       self._categories[phrase.category] += 1
       self._boxes += len(phrase.boxes)
@@ -73,10 +79,13 @@ class Tally:
         'class_counts': {
             name: {split: self._classes[name][split] for split in records.SPLITS}
             for name in sorted(self._classes)},
+        'labelled': self._labelled,
+        **{kind: dict(sorted(counter.items())) for kind, counter in self._marks.items()},
         'phrases': {
             'phrases': sum(self._categories.values()),
             'boxes': self._boxes,
             'masks': self._masks,
+            'annotated': self._annotated,
             'categories': dict(sorted(self._categories.items())),
         },
     }

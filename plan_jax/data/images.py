@@ -1,5 +1,6 @@
 """Pictures, masks and boxes of one item -> a stored example (worker side)."""
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -37,7 +38,7 @@ def make(item: rows_lib.Item, *, size: int) -> rows_lib.Outcome:
     return _rejected(item, error.reason, str(error))
   height, width = pixels.shape
   stored = _resize(pixels, size)
-  phrases, labels, sources, rejects = [], [], [], []
+  phrases, used, rejects = [], [], []
   for row in item.rows:
     try:
       phrases += _phrases(row, width=width, height=height, stored=stored.shape)
@@ -46,17 +47,18 @@ def make(item: rows_lib.Item, *, size: int) -> rows_lib.Outcome:
         return _rejected(item, error.reason, error.detail)
       rejects.append(row.reject(error.reason, error.detail))
       continue
-    labels += row.labels
-    sources.append((row.manifest, row.line))
+    used.append(row)
   _, encoded = cv2.imencode('.jpg', stored, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
   example = records.Example(
       id=item.id, image=encoded.tobytes(), text=item.rows[0].text, patient=item.patient,
-      split=item.split, labels=tuple(dict.fromkeys(labels)), phrases=tuple(phrases))
+      split=item.split, phrases=tuple(phrases),
+      is_annotated=any(row.is_annotated for row in used),
+      **dataclasses.asdict(rows_lib.marks(used)))
   digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
   return rows_lib.Outcome(
       example=example, id=item.id, split=item.split, pixels=digest,
       original=(width, height), stored=stored.shape[::-1],
-      sources=tuple(sources), rejects=tuple(rejects))
+      sources=tuple((row.manifest, row.line) for row in used), rejects=tuple(rejects))
 
 
 def _rejected(item: rows_lib.Item, reason: rows_lib.Reason, detail: str) -> rows_lib.Outcome:

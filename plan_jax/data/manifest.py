@@ -184,7 +184,7 @@ def _check_columns(
 
 
 def _check_labels(good: Sequence[rows_lib.Row], *, keys: columns.Keys, allow_none: bool):
-  if keys.labels and not allow_none and not any(row.labels for row in good):
+  if keys.labels and not allow_none and not any(_marks(row) for row in good):
     raise ManifestError(
         f'--label-key {" ".join(keys.labels)}: no row has a label there; check the name '
         '(a.b means key b of the mapping in column a).')
@@ -235,12 +235,17 @@ def _contradiction(
   if row.text and text and row.text != text:
     return row.reject(
         _Reason.DUPLICATE_PICTURE, f'{where} has the same image file with another text')
-  known = {label for r in group for label in r.labels}
-  adds = row.annotations or (row.text and not text) or set(row.labels) - known
+  known = {mark for r in group for mark in _marks(r)}
+  adds = row.annotations or (row.text and not text) or _marks(row) - known
   repeats = (row.text and text) or any(r.manifest == row.manifest for r in group)
   if repeats and not adds:
     return row.reject(_Reason.DUPLICATE_PICTURE, f'{where} has the same image file')
   return None
+
+
+def _marks(row: rows_lib.Row) -> set[tuple[str, str]]:
+  return {(kind, name) for kind in ('labels', 'negatives', 'uncertain')
+          for name in getattr(row, kind)}
 
 
 def _items(groups: Iterable[Sequence[rows_lib.Row]], *, root: str, allow_empty_text: bool):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import Iterable
 
 from plan_jax.data import records
 
@@ -59,7 +60,10 @@ class Row:
   patient: str
   split: str
   labels: tuple[str, ...]
+  negatives: tuple[str, ...]
+  uncertain: tuple[str, ...]
   annotations: tuple[Annotation, ...]
+  is_annotated: bool  # the row has annotations, be it an empty list
   size: tuple[int, int] | None  # (width, height) that the boxes refer to, if given
 
   def reject(self, reason: Reason, detail: str) -> Reject:
@@ -67,6 +71,26 @@ class Row:
     return Reject(
         manifest=self.manifest, line=self.line, id=self.id or self.image_name,
         reason=reason, detail=detail)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Marks:
+  """Classes marked present, absent and uncertain; what is in no list was not mentioned."""
+
+  labels: tuple[str, ...]
+  negatives: tuple[str, ...]
+  uncertain: tuple[str, ...]
+
+
+def marks(rows: Iterable[Row]) -> Marks:
+  """Those of several rows; where they differ, present goes before uncertain before absent."""
+  rows, found = tuple(rows), {}
+  for kind in ('labels', 'uncertain', 'negatives'):
+    for row in rows:
+      for name in getattr(row, kind):
+        found.setdefault(name, kind)
+  return Marks(**{kind: tuple(name for name, mark in found.items() if mark == kind)
+                  for kind in ('labels', 'negatives', 'uncertain')})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

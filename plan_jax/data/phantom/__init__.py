@@ -42,7 +42,7 @@ def example(index: int, *, seed: int, size: int) -> records.Example:
   return records.Example(
       id=name, image=render.encode_image(picture.image), text=written.text, patient=name,
       split='test' if place < 2 else 'val' if place == 2 else 'train',
-      labels=latent.labels(findings), phrases=phrases)
+      labels=latent.labels(findings), phrases=phrases, is_annotated=True)
 
 
 def preview(path: str | pathlib.Path, *, seed: int, count: int, size: int) -> None:
