@@ -22,7 +22,7 @@ OWNERS = {  # each heavy dependency has one owner
     'tensorboardX': {'plan_jax.metrics'},
     'tokenizers': {'plan_jax.data.tokenize'},
     'ml_collections': {'plan_jax.config', 'plan_jax.train'},
-    'matplotlib': {'plan_jax.report', 'plan_jax.data.phantom.sheet'},
+    'matplotlib': {'plan_jax.report'},
     'jinja2': {'plan_jax.page.render'},
     'markupsafe': {'plan_jax.page.render'},
     'sklearn': {'plan_jax.evals.zero_shot', 'plan_jax.evals.linear_probe'},

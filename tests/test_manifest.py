@@ -6,6 +6,7 @@ import math
 import pytest
 
 from plan_jax.data import columns
+from plan_jax.data import items
 from plan_jax.data import manifest
 from plan_jax.data import rows
 
@@ -209,10 +210,10 @@ def test_patient_stays_in_one_split(tmp_path):
 
 
 def test_split_by_hash_is_90_5_5_and_fixed(tmp_path):
-  splits = [manifest.split_of(f'patient {i}') for i in range(4000)]
+  splits = [items.split_of(f'patient {i}') for i in range(4000)]
   assert 0.88 < splits.count('train') / 4000 < 0.92
   assert 0.04 < splits.count('val') / 4000 < 0.06
-  assert splits[:6] == [manifest.split_of(f'patient {i}') for i in range(6)]
+  assert splits[:6] == [items.split_of(f'patient {i}') for i in range(6)]
   path = _write(tmp_path / 'm.jsonl', *(
       {'image': f'{i}.jpg', 'text': 'x', 'patient': f'{i // 4}'} for i in range(80)))
   by_patient = {}

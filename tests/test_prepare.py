@@ -78,13 +78,15 @@ def test_pairs_become_records(tmp_path, capsys):
   assert (train[2].labels, train[3].labels) == ((), ('odd',))
   assert train[3].text == 'Report number 3 of lungs.'
   card = records.read_card(out)
-  assert card['rows'] == {'in': 20, 'records': 20, 'merged': 0, 'rejected': {}}
+  assert card['rows'] == {
+      'in': 20, 'records': 20, 'merged': 0, 'rejected': {}, 'left_out': {}}
   assert card['shards'] == {'train': [9, 9], 'val': [], 'test': [2]}
   assert card['text'] == {'words': {'median': 5, 'p95': 5, 'max': 5}, 'empty_share': 0}
   assert card['images']['stored']['width'] == {'min': 48, 'median': 48, 'max': 48}
   assert str(tmp_path) not in json.dumps(card)
   assert sorted(path.name for path in out.iterdir()) == sorted([
-      'dataset.json', 'dataset_info.json', 'features.json', 'rejects.jsonl', 'vocab.txt',
+      'dataset.json', 'dataset_info.json', 'features.json', 'near_duplicates.jsonl', 'rejects.jsonl',
+      'vocab.txt',
       *records.shard_names('train', 2), *records.shard_names('test', 1)])
 
 
@@ -284,7 +286,7 @@ def test_bad_pictures_are_rejected_one_by_one(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert 'rejected      9' in printed and 'unreadable_image       4' in printed
   assert records.read_card(tmp_path / 'out')['rows'] == {
-      'in': 10, 'records': 1, 'merged': 0, 'rejected': {
+      'in': 10, 'records': 1, 'merged': 0, 'left_out': {}, 'rejected': {
           'duplicate_picture': 1, 'missing_file': 2, 'oversized_image': 2, 'unreadable_image': 4}}
 
 

@@ -2,7 +2,7 @@
 
 import collections
 import hashlib
-from typing import Any, Iterable
+from typing import Any, Iterable, Mapping
 
 import numpy as np
 
@@ -48,8 +48,10 @@ class Tally:
       self._boxes += len(phrase.boxes)
       self._masks += bool(phrase.mask)
 
-  def card(self, rejects: Iterable[rows_lib.Reject]) -> dict[str, Any]:
-    """The part of `dataset.json` that follows from the records and rejects."""
+  def card(
+      self, rejects: Iterable[rows_lib.Reject], *, left_out: Mapping[str, int],
+  ) -> dict[str, Any]:
+    """The part of `dataset.json` that follows from the records, rejects and choices."""
     reasons = collections.Counter(str(reject.reason) for reject in rejects)
     count = sum(self.splits.values())
     whole = hashlib.sha256(b''.join(
@@ -57,10 +59,11 @@ class Tally:
     return {
         'content_hash': whole.hexdigest(),
         'rows': {
-            'in': self._rows + sum(reasons.values()),
+            'in': self._rows + sum(reasons.values()) + sum(left_out.values()),
             'records': count,
             'merged': self._rows - count,
             'rejected': dict(sorted(reasons.items())),
+            'left_out': dict(sorted(left_out.items())),
         },
         'splits': self.splits,
         'images': {

@@ -34,6 +34,7 @@ class Keys:
 
 def parse(
     row: Mapping[str, Any], *, manifest: str, line: int, root: str, keys: Keys,
+    report: str = '',
 ) -> rows_lib.Row | rows_lib.Reject:
   """A checked row, or the reject that it is.
 
@@ -43,6 +44,7 @@ def parse(
     line: line number in the manifest, from 1.
     root: folder of the image and mask paths.
     keys: column names.
+    report: path of a file with the whole report, seen from `root`.
   """
   image = get(row, keys.image)
   identity = _clean(row.get('id'))
@@ -77,6 +79,7 @@ def parse(
       return reject(_Reason.BAD_VALUE, 'width or height is not a number')
   return rows_lib.Row(
       manifest=manifest, line=line, id=identity, text=text, size=size, **marks,
+      report=report and os.path.join(root, report),
       image=os.path.realpath(os.path.join(root, image)), image_name=_clean(image),
       patient=_clean(row.get('patient')), split=_SPLIT_NAMES.get(split, ''),
       annotations=annotations, is_annotated=not _is_missing(row.get('annotations')))
@@ -181,15 +184,27 @@ def _annotation(entry: dict[str, Any], *, place: str, root: str) -> rows_lib.Ann
   if not isinstance(boxes, list):
     raise _BoxError(f'{place}: boxes must be a list of [x0, y0, x1, y1]')
   mask = entry.get('mask') or ''
-  if not isinstance(mask, str) or '\0' in mask:
-    raise ValueError(f'{place}: mask must be a path')
+  runs = _runs(mask, place=place) if isinstance(mask, dict) else None
+  if runs is None and (not isinstance(mask, str) or '\0' in mask):
+    raise ValueError(f'{place}: mask must be a path, or run lengths')
   if not boxes and not mask:
     raise ValueError(f'{place} has neither box nor mask')
   return rows_lib.Annotation(
       # Not the phrase: categories are shown where patients' text must not be.
       phrase=phrase or label, category=label.lower() if label else UNNAMED,
       boxes=tuple(_box(box, place=place) for box in boxes),
-      mask=os.path.realpath(os.path.join(root, mask)) if mask else '')
+      mask='' if runs or not mask else os.path.realpath(os.path.join(root, mask)), runs=runs)
+
+
+def _runs(mask: dict[str, Any], *, place: str) -> rows_lib.Runs:
+  size, counts = mask.get('size'), mask.get('counts')
+  numbers = all(isinstance(part, list) and all(
+      isinstance(x, int) and x >= 0 for x in part) for part in (size, counts))
+  if not numbers or len(size) != 2 or sum(counts) > size[0] * size[1]:
+    raise ValueError(
+        f"{place}: mask as run lengths is {{'size': [height, width], 'counts': [...]}}, "
+        'whole numbers that fit the size')
+  return rows_lib.Runs(height=size[0], width=size[1], counts=tuple(counts))
 
 
 def _box(box: Any, *, place: str) -> tuple[float, float, float, float]:

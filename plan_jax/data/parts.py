@@ -149,6 +149,7 @@ def read_outcomes(part: Part) -> list[tuple[bool, rows_lib.Outcome]]:
   listed = json.loads(records.read_shard(part.path)[-1])
   return [(entry['example'], rows_lib.Outcome(
       example=None, id=entry['id'], split=entry['split'], pixels=entry['pixels'],
+      likeness=entry['likeness'],
       original=tuple(entry['original']), stored=tuple(entry['stored']),
       sources=tuple(map(tuple, entry['sources'])), rejects=tuple(
           rows_lib.Reject(**{**reject, 'reason': rows_lib.Reason(reject['reason'])})
