@@ -34,7 +34,7 @@ class InferenceError(errors.UserError):
 class Model:
   """A model with its vocabulary and weights.
 
-  An image is a path, an encoded JPEG or PNG, or a uint8 array [h w] of grey
+  An image is a path, an encoded JPEG, PNG or DICOM, or a uint8 array [h w] of grey
   values. Vectors are unit length in the joint space: their dot products are
   cosines. Each compiled shape serves all models of the same settings.
 
@@ -312,8 +312,8 @@ def read_image(image: Image, *, name: str) -> UInt8[np.ndarray, 'h w']:
     name = image if image in name else f'{name} ({image})'
   if not isinstance(image, (str, bytes, bytearray)):
     raise InferenceError(
-        f'{name} is {type(image).__name__}; give a path, the bytes of a JPEG or PNG, or a uint8 '
-        'array [height width]')
+        f'{name} is {type(image).__name__}; give a path, the bytes of a JPEG, PNG or DICOM, or a '
+        'uint8 array [height width]')
   try:
     return decode.read_grey(image if isinstance(image, str) else bytes(image), name=name)
   except decode.DecodeError as error:

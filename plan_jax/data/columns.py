@@ -6,6 +6,7 @@ import math
 import os
 from typing import Any, Mapping
 
+from plan_jax.data import reports
 from plan_jax.data import rows as rows_lib
 
 _Reason = rows_lib.Reason
@@ -24,6 +25,7 @@ class Keys:
 
   image: str = 'image'
   text: str = ''  # '' = `text`, else `findings` and `impression`
+  reading: reports.Options | None = None  # how to read `text` as a report with headings
   labels: tuple[str, ...] = ()  # () = `labels`, else `label`
 
   @property
@@ -117,7 +119,10 @@ def _text(row: Mapping[str, Any], keys: Keys) -> str:
   for name, value in values:
     if not _is_missing(value) and not isinstance(value, str):
       raise ValueError(f'{name} is {type(value).__name__}, not a string')
-  text = ' '.join(filter(None, (_clean(value) for _, value in values)))
+  texts = [value for _, value in values if isinstance(value, str)]
+  if keys.reading:
+    texts = [reports.report_text(text, options=keys.reading) for text in texts]
+  text = ' '.join(filter(None, map(_clean, texts)))
   return text if any(character.isalpha() for character in text) else ''
 
 

@@ -1,4 +1,4 @@
-"""Reads a user's picture, a JPEG or PNG of any depth, as 8-bit grey values.
+"""Reads a user's picture, a JPEG, PNG or DICOM of any depth, as 8-bit grey values.
 
 `prepare` and inference read through here, so that a model sees the same picture
 whichever way it came. Records hold 8-bit grey pictures that need none of this:
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from PIL import ImageOps
 
+from plan_jax.data import dicom
 from plan_jax.data import rows
 
 MAX_PIXELS = 100_000_000
@@ -32,7 +33,7 @@ class DecodeError(ValueError):
 
 @contextlib.contextmanager
 def opened(source: str | bytes, *, name: str) -> Iterator[Image.Image]:
-  """A picture whose header is read and whose pixels are not, for use inside `with`.
+  """A JPEG or PNG whose header is read and whose pixels are not, for use inside `with`.
 
   Errors of decoding inside the block become errors of this module too.
 
@@ -43,45 +44,62 @@ def opened(source: str | bytes, *, name: str) -> Iterator[Image.Image]:
   Raises:
     DecodeError: missing, neither JPEG nor PNG, damaged, or of more than MAX_PIXELS.
   """
-  if isinstance(source, str) and not os.path.isfile(source):
-    raise DecodeError(rows.Reason.MISSING_FILE, f'no file {name}')
-  try:
+  with _errors(source, name=name):
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
       picture = Image.open(
           source if isinstance(source, str) else io.BytesIO(source), formats=('JPEG', 'PNG'))
     with picture:
-      width, height = picture.size
-      if width * height > MAX_PIXELS:
-        raise DecodeError(
-            rows.Reason.OVERSIZED_IMAGE, f'{name}: {width} x {height} pixels, {_TOO_LARGE}')
+      _check_size(*picture.size, name=name)
       yield picture
-  except DecodeError:
-    raise
-  except Image.DecompressionBombError as error:  # PIL's own limit, above ours
-    raise DecodeError(rows.Reason.OVERSIZED_IMAGE, f'{name}: {_TOO_LARGE}') from error
-  except Image.UnidentifiedImageError as error:
-    raise DecodeError(rows.Reason.UNREADABLE_IMAGE, f'{name} is not a JPEG or PNG') from error
-  # A damaged file makes the decoders raise nearly anything, so not only OSError.
-  except Exception as error:
-    raise DecodeError(rows.Reason.UNREADABLE_IMAGE, f'{name}: {_message(error, source)}') from error
 
 
 def read_grey(source: str | bytes, *, name: str) -> UInt8[np.ndarray, 'h w']:
   """Grey values, upright (EXIF); deeper pictures are scaled from their range to 0..255.
+
+  What the file holds decides how it is read, not its name. DICOM: see `dicom.read_grey`.
 
   Args:
     source: path, or the encoded bytes.
     name: what an error calls it.
 
   Raises:
-    DecodeError: see `opened`.
+    DecodeError: missing, no JPEG, PNG or DICOM, damaged, or of more than MAX_PIXELS.
   """
+  with _errors(source, name=name):
+    if dicom.is_dicom(source):
+      header = dicom.read_header(source)
+      _check_size(header.width, header.height, name=name)
+      return dicom.read_grey(source)
   with opened(source, name=name) as picture:
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith(('I', 'F')):
       return _to_eight_bits(np.asarray(upright))
     return np.asarray(upright.convert('L'))
+
+
+@contextlib.contextmanager
+def _errors(source: str | bytes, *, name: str) -> Iterator[None]:
+  if isinstance(source, str) and not os.path.isfile(source):
+    raise DecodeError(rows.Reason.MISSING_FILE, f'no file {name}')
+  try:
+    yield
+  except DecodeError:
+    raise
+  except Image.DecompressionBombError as error:  # PIL's own limit, above ours
+    raise DecodeError(rows.Reason.OVERSIZED_IMAGE, f'{name}: {_TOO_LARGE}') from error
+  except Image.UnidentifiedImageError as error:
+    raise DecodeError(
+        rows.Reason.UNREADABLE_IMAGE, f'{name} is not a JPEG, PNG or DICOM') from error
+  # A damaged file makes the decoders raise nearly anything, so not only OSError.
+  except Exception as error:
+    raise DecodeError(rows.Reason.UNREADABLE_IMAGE, f'{name}: {_message(error, source)}') from error
+
+
+def _check_size(width: int, height: int, *, name: str) -> None:
+  if width * height > MAX_PIXELS:
+    raise DecodeError(
+        rows.Reason.OVERSIZED_IMAGE, f'{name}: {width} x {height} pixels, {_TOO_LARGE}')
 
 
 def _to_eight_bits(pixels: np.ndarray) -> UInt8[np.ndarray, 'h w']:

@@ -153,7 +153,8 @@ def _check_columns(
         f'{path} has no image column {keys.image!r}; {found}. Rename the column that holds the '
         'image path, or name it with --image-key.')
   if keys.text and not any(_has_text_column(row, keys) for row in objects):
-    raise ManifestError(f'{path} has no text column {keys.text!r}; {found}. Correct --text-key.')
+    raise ManifestError(
+        f'{path} has no text column {keys.text!r}; {found}. Correct --text-key or --report-key.')
   mixed = next((row['labels'] for row in objects if isinstance(row.get('labels'), dict)
                 and not columns.is_indicator(row['labels'])), None)
   if mixed is not None and not keys.labels:

@@ -32,6 +32,10 @@ examples:
   python -m plan_jax.data.prepare manifest --manifest kermany/labels.jsonl \\
       --label-key label --label-key kind --allow-empty-text --out records/kermany
 
+  # Whole reports, headings included, in column `report`; the sections are found:
+  python -m plan_jax.data.prepare manifest --manifest studies.csv \\
+      --report-key report --out records/studies
+
 Exit status: 0 done; 1 rows were rejected and that is an error (--strict, or no row
 is left); 2 wrong input or options; 130 interrupted (run it again to continue).
 """
@@ -74,20 +78,36 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def request(options: argparse.Namespace) -> base.Request:
   """What the options ask of a corpus."""
   root = options.root.absolute()
-  sections = tuple(part.strip() for part in options.sections.split(','))
-  unknown = [part for part in sections if part not in list(reports.Section)]
-  if unknown:
-    raise base.CorpusError(
-        f'--sections {options.sections}: unknown {", ".join(unknown)}; name some of '
-        f'{", ".join(reports.Section)}')
   return base.Request(
       root=root,
       tables=(options.tables or root).absolute(),
       reports=(getattr(options, 'reports', None) or root).absolute(),
       views=base.Views(getattr(options, 'views', 'all')),
       labeler=getattr(options, 'labeler', ''),
-      text=reports.Options(
-          sections=tuple(map(reports.Section, sections)), case=reports.Case(options.case)))
+      text=_reading(getattr(options, 'report_sections', '')))
+
+
+def manifest_reading(options: argparse.Namespace) -> reports.Options | None:
+  """How a manifest's whole reports are read; None if it has none.
+
+  Raises:
+    reports.ReportError: sections without reports, or unknown ones.
+  """
+  if options.report_sections and not options.report_key:
+    raise reports.ReportError('--report-sections needs --report-key: the column of the reports.')
+  return _reading(options.report_sections) if options.report_key else None
+
+
+def _reading(given: str) -> reports.Options:
+  if not given:
+    return reports.Options()
+  names = [name.strip().lower() for name in given.split(',')]
+  unknown = [name for name in names if name not in list(reports.Section)]
+  if unknown:
+    raise reports.ReportError(
+        f'--report-sections {given}: no section {unknown[0]!r}; there are '
+        f'{", ".join(reports.Section)}.')
+  return reports.Options(sections=tuple(map(reports.Section, names)))
 
 
 def _command(commands, name: str, *, title: str, description: str, examples: str):
@@ -109,9 +129,18 @@ def _add_manifest(commands):
   parser.add_argument(
       '--image-key', default='image', metavar='KEY',
       help='column of the image path (default: %(default)s)')
-  parser.add_argument(
+  texts = parser.add_mutually_exclusive_group()
+  texts.add_argument(
       '--text-key', default='', metavar='KEY',
-      help='column of the report (default: text, or findings and impression)')
+      help='column of the text, stored as it is (default: text, or findings and impression)')
+  texts.add_argument(
+      '--report-key', default='', metavar='KEY',
+      help='column of a whole report with headings; sections are taken from it and cleaned '
+      '(docs/data-reports.md)')
+  parser.add_argument(
+      '--report-sections', default='', metavar='NAMES',
+      help='with --report-key: which, in this order, separated by commas (default: '
+      f'{",".join(reports.Options().sections)})')
   parser.add_argument(
       '--label-key', action='append', default=[], metavar='KEY',
       help="column of the classes; 'a.b' for key b of a mapping in column a; several are "
@@ -154,13 +183,11 @@ def add_source(parser: argparse.ArgumentParser, corpus: base.Corpus) -> None:
     parser.add_argument(
         '--labeler', choices=corpus.labelers, default=corpus.labelers[0],
         help='whose labels are taken (default: %(default)s)')
-  defaults = reports.Options()
-  parser.add_argument(
-      '--sections', default=','.join(defaults.sections), metavar='NAME[,NAME]',
-      help='sections of a report, in this order (default: %(default)s)')
-  parser.add_argument(
-      '--case', choices=list(reports.Case), default=str(defaults.case),
-      help='letters of the reports (default: %(default)s)')
+  if corpus.texts is not base.Texts.NONE:
+    parser.add_argument(
+        '--report-sections', default='', metavar='NAMES',
+        help='which sections, in this order, separated by commas (default: '
+        f'{",".join(reports.Options().sections)}; docs/data-reports.md)')
 
 
 _SIZE_HELP = ('long side of the stored images in pixels; smaller images stay as they are '

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_manifest(options: argparse.Namespace) -> int:
   keys = columns.Keys(
-      image=options.image_key, text=options.text_key, labels=tuple(options.label_key))
+      image=options.image_key, text=options.text_key or options.report_key,
+      reading=options_lib.manifest_reading(options), labels=tuple(options.label_key))
   names = [manifest_lib.short_name(path) for path in options.manifest]
   selection = _selection(options)
   print(f'Reading {", ".join(names)}', flush=True)

@@ -1,0 +1,262 @@
+"""DICOM files: 8-bit grey values as a viewer would show them, and facts from the header.
+
+The chain is that of the standard (PS3.3 C.11): stored values, modality LUT or rescale,
+VOI LUT or window, inversion of MONOCHROME1. Sides are kept: rows and columns stay as
+stored, whatever PatientOrientation says, since reports say left and right. This module is
+the only one that touches pydicom; compressed files are decoded by python-gdcm.
+"""
+
+import contextlib
+import dataclasses
+import io
+import logging
+from typing import Iterator
+import warnings
+
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+import numpy as np
+from PIL import Image
+import pydicom
+from pydicom import pixels as pixels_lib
+from pydicom import uid as uid_lib
+
+# Its messages quote values of the header: patients' data.
+pydicom.config.logger.setLevel(logging.CRITICAL)
+
+_MARK_AT, _MARK = 128, b'DICM'
+_MONOCHROME = ('MONOCHROME1', 'MONOCHROME2')
+_DEPTHS = (8, 16)
+_VIEWS = {'POSTERO-ANTERIOR': 'PA', 'ANTERO-POSTERIOR': 'AP'}
+_EXTRA_DECODERS = {  # what python-gdcm leaves
+    uid_lib.JPEGExtended12Bit: 'pip install pylibjpeg pylibjpeg-libjpeg (under the GPL) reads it',
+    uid_lib.HTJ2K: 'pip install pylibjpeg pylibjpeg-openjpeg reads it',
+    uid_lib.HTJ2KLossless: 'pip install pylibjpeg pylibjpeg-openjpeg reads it',
+    uid_lib.HTJ2KLosslessRPCL: 'pip install pylibjpeg pylibjpeg-openjpeg reads it',
+}
+
+
+class DicomError(ValueError):
+  """A DICOM file that cannot be used; the message names what is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+  """What a header says about the picture; '' where it is silent.
+
+  Attributes:
+    patient: PatientID.
+    study: StudyInstanceUID.
+    instance: SOPInstanceUID.
+    modality: 'CR', 'DX', 'CT' ...
+    body_part: BodyPartExamined, upper case.
+    view: ViewPosition, upper case ('PA', 'AP', 'LL', 'LATERAL' ...); without it, the
+      meaning of ViewCodeSequence.
+    laterality: ImageLaterality, without it Laterality: 'L', 'R', 'B'.
+    width: pixels.
+    height: pixels.
+    frames: pictures in the file.
+  """
+
+  patient: str
+  study: str
+  instance: str
+  modality: str
+  body_part: str
+  view: str
+  laterality: str
+  width: int
+  height: int
+  frames: int
+
+
+def is_dicom(source: str | bytes) -> bool:
+  """Whether a file, or its bytes, has the mark of DICOM.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  if isinstance(source, str):
+    with open(source, 'rb') as file:
+      source = file.read(_MARK_AT + len(_MARK))
+  return source[_MARK_AT:_MARK_AT + len(_MARK)] == _MARK
+
+
+def read_header(source: str | bytes) -> Header:
+  """The header, without reading the pixels.
+
+  Raises:
+    DicomError: damaged, or without a picture's size.
+  """
+  with _errors():
+    dataset = _open(source, header_only=True)
+    view = _text(dataset, 'ViewPosition').upper()
+    if not view and dataset.get('ViewCodeSequence'):
+      meaning = _text(dataset.ViewCodeSequence[0], 'CodeMeaning').upper()
+      view = _VIEWS.get(meaning, meaning)
+    return Header(
+        patient=_text(dataset, 'PatientID'), study=_text(dataset, 'StudyInstanceUID'),
+        instance=_text(dataset, 'SOPInstanceUID'), modality=_text(dataset, 'Modality'),
+        body_part=_text(dataset, 'BodyPartExamined').upper(), view=view,
+        laterality=_text(dataset, 'ImageLaterality') or _text(dataset, 'Laterality'),
+        width=_size(dataset, 'Columns'), height=_size(dataset, 'Rows'),
+        frames=int(dataset.get('NumberOfFrames') or 1))
+
+
+def read_grey(source: str | bytes) -> UInt8[np.ndarray, 'h w']:
+  """Grey values, black to white.
+
+  The first VOI LUT or else the first window is applied. Without either, pictures of up to 8
+  bits keep their scale, deeper ones are scaled from the lowest to the highest value
+  outside the padding. Padding becomes black.
+
+  Raises:
+    DicomError: damaged, cut short, without a picture or with several, of a kind or a
+      compression that is not read.
+  """
+  with _errors():
+    dataset = _open(source, header_only=False)
+    pixels = _decode(dataset)
+    if pixels.ndim == 3:
+      return _from_colour(pixels, bits=dataset.BitsStored)
+    return _from_monochrome(pixels, dataset)
+
+
+def _open(source: str | bytes, *, header_only: bool) -> pydicom.Dataset:
+  return pydicom.dcmread(
+      source if isinstance(source, str) else io.BytesIO(source), stop_before_pixels=header_only)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # they quote as well
+      yield
+  except (DicomError, OSError):
+    raise
+  except ValueError as error:  # the only ones whose words are about the picture alone
+    raise DicomError(f'damaged DICOM: {str(error).split(" - ")[0]}') from error
+  # A damaged header makes pydicom raise nearly anything.
+  except Exception as error:
+    raise DicomError(f'damaged DICOM ({type(error).__name__})') from error
+
+
+def _text(dataset: pydicom.Dataset, name: str) -> str:
+  value = dataset.get(name)
+  return '' if value is None else ' '.join(str(value).replace('\0', '').split())
+
+
+def _size(dataset: pydicom.Dataset, name: str) -> int:
+  value = dataset.get(name)
+  if not value:
+    raise DicomError(f'DICOM without a picture: {name} is absent')
+  return int(value)
+
+
+def _decode(dataset: pydicom.Dataset) -> Shaped[np.ndarray, 'h w *colours']:
+  """Stored values of the one picture; colours as RGB."""
+  if 'PixelData' not in dataset:
+    raise DicomError('DICOM without a picture: PixelData is absent')
+  frames = int(dataset.get('NumberOfFrames') or 1)
+  if frames > 1:
+    raise DicomError(f'DICOM of {frames} frames; give each picture a file of its own')
+  bits = dataset.BitsAllocated
+  if bits not in _DEPTHS:
+    raise DicomError(f'DICOM of {bits} bits a pixel; 8 and 16 are read')
+  syntax = dataset.file_meta.get('TransferSyntaxUID')
+  if syntax is None:
+    raise DicomError('DICOM without TransferSyntaxUID: how its pixels are stored is unknown')
+  what = f'{syntax.name}, {dataset.BitsStored} bits'
+  try:
+    pixels = pixels_lib.pixel_array(dataset)  # colour spaces other than RGB are converted
+  except NotImplementedError as error:
+    raise DicomError(f'{what}: not a compression of single pictures that is read') from error
+  except RuntimeError as error:  # each decoder that there is has failed
+    fix = _EXTRA_DECODERS.get(syntax, 'the data are damaged, or a decoder is missing: pip '
+                              'install python-gdcm')
+    raise DicomError(f'{what}: cannot be decoded; {fix}') from error
+  if dataset.PhotometricInterpretation == 'PALETTE COLOR':
+    pixels = pixels_lib.apply_color_lut(pixels, dataset)
+    dataset.BitsStored = 8 * pixels.dtype.itemsize
+  elif pixels.ndim == 2 and dataset.PhotometricInterpretation not in _MONOCHROME:
+    raise DicomError(
+        f'PhotometricInterpretation {dataset.PhotometricInterpretation}: neither grey nor colour')
+  return pixels
+
+
+def _from_colour(rgb: Shaped[np.ndarray, 'h w 3'], *, bits: int) -> UInt8[np.ndarray, 'h w']:
+  """Luminance, as for JPEG and PNG."""
+  if bits > 8:
+    rgb = np.rint(rgb * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+  return np.asarray(Image.fromarray(np.ascontiguousarray(rgb[..., :3])).convert('L'))
+
+
+def _from_monochrome(
+    stored: Int[np.ndarray, 'h w'], dataset: pydicom.Dataset) -> UInt8[np.ndarray, 'h w']:
+  """Each stored value has one grey value, so that these are worked out, not the pixels."""
+  codes = stored.astype(np.uint16)  # -1 becomes 65535
+  present = np.bincount(codes.ravel(), minlength=2**16) > 0
+  if dataset.BitsStored <= 8:
+    present[_whole_scale(dataset)] = True
+  values = np.flatnonzero(present).astype(np.uint16)
+  if np.issubdtype(stored.dtype, np.signedinteger):
+    values = values.view(np.int16)
+  values = np.sort(values[~_is_padding(values, dataset)].astype(np.int64))
+  table = np.zeros(2**16, np.uint8)
+  if values.size:
+    grey = _grey(values, dataset)
+    if dataset.PhotometricInterpretation == 'MONOCHROME1':
+      grey = 255 - grey
+    table[values % 2**16] = np.rint(grey)
+  return table[codes]
+
+
+def _whole_scale(dataset: pydicom.Dataset) -> Int[np.ndarray, 'n']:
+  """Codes of all values that the stored bits can hold."""
+  count = 2**int(dataset.BitsStored)
+  return (np.arange(count) - (count // 2 if dataset.PixelRepresentation else 0)) % 2**16
+
+
+def _grey(stored: Int[np.ndarray, 'n'], dataset: pydicom.Dataset) -> Float[np.ndarray, 'n']:
+  """0..255 for stored values, before any inversion."""
+  values = pixels_lib.apply_modality_lut(stored, dataset)
+  if dataset.get('VOILUTSequence'):
+    first, curve = _curve(dataset)
+    values = curve[np.clip(np.rint(values).astype(np.int64) - first, 0, len(curve) - 1)]
+    # Vendors declare more bits than their table uses, so its own range counts.
+    low, high = curve.min(), curve.max()
+  elif dataset.get('WindowCenter') is not None and dataset.get('WindowWidth') is not None:
+    # The values at both ends of the axis are those of black and white.
+    low, high, *values = pixels_lib.apply_windowing(
+        np.concatenate([[-np.inf, np.inf], values]), dataset)
+    values = np.array(values)
+  else:
+    low, high = float(values.min()), float(values.max())
+  return ((values - low) * (255 / ((high - low) or 1))).clip(0, 255)
+
+
+def _curve(dataset: pydicom.Dataset) -> tuple[int, Float[np.ndarray, 'n']]:
+  """The first value and the entries of the VOI LUT.
+
+  Not pydicom's apply_voi, which counts entries of 8 bits in 8 bits.
+  """
+  item = dataset.VOILUTSequence[0]
+  count, first, _ = item.LUTDescriptor
+  data, count = item.LUTData, count or 2**16
+  if isinstance(data, bytes):
+    order = '<' if dataset.file_meta.TransferSyntaxUID.is_little_endian else '>'
+    data = np.frombuffer(data, f'{order}u2' if len(data) >= 2 * count else np.uint8)
+  curve = np.asarray(data, np.float64)[:count]
+  if len(curve) < count:
+    raise DicomError(f'damaged DICOM: VOI LUT of {len(curve)} entries where {count} are declared')
+  return first, curve
+
+
+def _is_padding(values: Int[np.ndarray, 'n'], dataset: pydicom.Dataset) -> Bool[np.ndarray, 'n']:
+  """Which values say that no picture is there."""
+  value = dataset.get('PixelPaddingValue')
+  if value is None:
+    return np.zeros(values.shape, bool)
+  limit = dataset.get('PixelPaddingRangeLimit')
+  ends = sorted((int(value), int(value if limit is None else limit)))
+  return (values >= ends[0]) & (values <= ends[1])
