@@ -150,6 +150,16 @@ def _counts(left_out: Mapping[str, int], rejects: Iterable[rows_lib.Reject]) -> 
   return ', '.join(f'{name} {number}' for name, number in sorted(counts.items()))
 
 
+def view_of(position: str) -> View:
+  """The view that DICOM's ViewPosition says: 'PA', 'AP', 'LL', 'LATERAL', ..."""
+  position = position.strip().upper()
+  if position in ('AP', 'PA'):
+    return View.FRONTAL
+  if position in ('LATERAL', 'LL', 'RL'):
+    return View.LATERAL
+  return View.OTHER if position else View.UNKNOWN
+
+
 def train_or_val(patient: str) -> str:
   """The split of a patient where only the test split is official: one in ten is 'val'."""
   return 'train' if items.split_of(patient) == 'train' else 'val'

@@ -11,7 +11,6 @@ from typing import Iterator
 from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 
-_FRONTAL, _LATERAL = {'AP', 'PA'}, {'LATERAL', 'LL', 'RL'}
 _SPLITS = {'train': 'train', 'validate': 'val', 'test': 'test'}
 _PROBED = 2000  # images looked for to learn which suffix they have
 
@@ -44,7 +43,7 @@ def read(request: base.Request) -> Iterator[base.Found]:
     study = labels.get(values['study_id'])
     without_labels += study is None
     yield base.Line(
-        source=metadata.name, line=line, view=_view(values['ViewPosition']),
+        source=metadata.name, line=line, view=base.view_of(values['ViewPosition']),
         report=str(written / f'{_study(values)}.txt'),
         values={
             'image': str(images / _study(values) / f'{values["dicom_id"]}{suffix}'),
@@ -70,15 +69,6 @@ def _study(values: dict[str, str]) -> str:
 def files_folder(folder: pathlib.Path) -> pathlib.Path:
   """The folder of p10 ... p19: `files`, as published, or the given one itself."""
   return folder / 'files' if (folder / 'files').is_dir() else folder
-
-
-def _view(position: str) -> base.View:
-  position = position.strip().upper()
-  if position in _FRONTAL:
-    return base.View.FRONTAL
-  if position in _LATERAL:
-    return base.View.LATERAL
-  return base.View.OTHER if position else base.View.UNKNOWN
 
 
 def _labels(request: base.Request) -> dict[str, dict[str, float | None]]:

@@ -4,9 +4,12 @@ Source: Demner-Fushman et al., JAMIA 2016; openi.nlm.nih.gov.
 """
 
 import pathlib
-from typing import Iterator
+from typing import Iterator, Mapping
 import xml.etree.ElementTree as ElementTree
 
+import tqdm
+
+from plan_jax.data import dicom
 from plan_jax.data import reports
 from plan_jax.data import rows as rows_lib
 from plan_jax.data.corpora import base
@@ -22,7 +25,8 @@ LAYOUT = """\
                                             (NLMCXR_png.tgz), DICOM (NLMCXR_dcm.tgz), or those of
                                             Kaggle's copy (1_IM-0001-3001.dcm.png)
   indiana_projections.csv                   views (from Kaggle's copy: uid, filename, projection);
-                                            elsewhere: --tables; without it: --views all"""
+                                            elsewhere: --tables; without it DICOM headers say, and
+                                            for PNG alone: --views all"""
 
 
 def read(request: base.Request) -> Iterator[base.Found]:
@@ -33,8 +37,8 @@ def read(request: base.Request) -> Iterator[base.Found]:
     raise base.CorpusError(
         f'{request.reports} holds no reports (*.xml, or a folder ecgen-radiology of them); unpack '
         'NLMCXR_reports.tgz there, or name their folder with --reports')
-  views = _views(request)
   files = {_key(stem): path for stem, path in base.index(request.root).items()}
+  views = _views(request, files)
   print(f'Reading reports: {len(paths)}', flush=True)
   for path in paths:
     try:
@@ -78,15 +82,16 @@ def _sections(tree: ElementTree.Element) -> dict[reports.Section, str]:
   return found
 
 
-def _views(request: base.Request) -> dict[str, base.View]:
+def _views(request: base.Request, files: Mapping[str, str]) -> dict[str, base.View]:
   path = tables.find_optional(request.tables, 'indiana_projections.csv')
   if path is None:
-    if request.views is not base.Views.ALL:
+    views = {} if request.views is base.Views.ALL else _views_of_headers(request.root, files)
+    if not views and request.views is not base.Views.ALL:
       raise base.CorpusError(
-          f'{request.tables} holds no indiana_projections.csv, and the reports do not say which '
-          'picture is frontal; put that table there (it is in Kaggle\'s copy of the collection), '
-          'or take both with --views all')
-    return {}
+          f'{request.tables} holds no indiana_projections.csv, and neither reports nor PNG say '
+          'which picture is frontal; put that table there (it is in Kaggle\'s copy of the '
+          'collection), or take all pictures with --views all')
+    return views
   views = {}
   for line, values in tables.read(path, needs=('filename', 'projection')):
     try:
@@ -96,6 +101,17 @@ def _views(request: base.Request) -> dict[str, base.View]:
           f'{path}, line {line}: projection is {values["projection"]!r}; it must be Frontal or '
           'Lateral') from error
     views[_key(values['filename'].split('.')[0])] = view
+  return views
+
+
+def _views_of_headers(root: pathlib.Path, files: Mapping[str, str]) -> dict[str, base.View]:
+  paths = {key: path for key, path in files.items() if path.lower().endswith('.dcm')}
+  views = {}
+  for key, path in tqdm.tqdm(paths.items(), desc='headers', unit='file', disable=not paths):
+    try:
+      views[key] = base.view_of(dicom.read_header(str(root / path)).view)
+    except (dicom.DicomError, OSError):
+      continue  # UNKNOWN; --views all gives its reject
   return views
 
 
