@@ -391,7 +391,7 @@ def test_near_duplicates_across_splits_are_reported_or_dropped(tmp_path, capsys)
   layouts.text(root / 'test/normal/twin.txt', 'The same lungs once more.')
   assert _run('folder', root) == 0
   card = _card(tmp_path)
-  assert card['near_duplicates'] == {'max_distance': 24, 'pairs': 1, 'between': {'train-test': 1}}
+  assert card['near_duplicates'] == {'max_distance': 32, 'pairs': 1, 'between': {'train-test': 1}}
   assert card['rows']['records'] == 13 and '1 pairs (train-test 1)' in capsys.readouterr().out
   [pair] = layouts.lines(tmp_path / 'out/near_duplicates.jsonl')
   assert pair['ids'] == ['train/normal/0.png', 'test/normal/twin.jpg']
