@@ -138,6 +138,9 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
                        '1', '--only-ids', str(ids), '--vocab-size', '300'])
   assert only == 0
   assert records.read_card(tmp_path / 'only')['splits'] == {'train': 0, 'val': 0, 'test': 1}
+  assert prepare.main(['mimic_cxr', '--root', str(root), '--out', str(tmp_path / 'rest'), '--workers', '1',
+                       '--exclude-ids', str(tmp_path / 'only'), '--vocab-size', '300']) == 0
+  assert records.read_card(tmp_path / 'rest')['rows']['left_out'] == {'view': 12, 'excluded_id': 2}
   ids.write_text('\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids)) == 2
   assert 'is empty' in capsys.readouterr().err

@@ -34,7 +34,7 @@ def make(
 ) -> rows_lib.Outcome:
   """Decodes, resizes to `size` pixels on the long side (never up) and stores an item.
 
-  A row with a bad box or mask is rejected alone where another row has the text;
+  A row with a bad box or mask is rejected alone, but for the row that has the text;
   a bad picture rejects all rows of the item, and so does a report, in a file of its own,
   that cannot be read or of which `text` leaves nothing.
   """
@@ -55,11 +55,13 @@ def make(
     try:
       phrases += _phrases(row, width=width, height=height, stored=stored.shape)
     except _Unusable as error:
-      if row is item.rows[0]:
+      if row is item.rows[0] and written:
         return _rejected(item, error.reason, error.detail)
       rejects.append(row.reject(error.reason, error.detail))
       continue
     used.append(row)
+  if not used:
+    return rows_lib.Outcome(example=None, rejects=tuple(rejects))
   _, encoded = cv2.imencode('.jpg', stored, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
   example = records.Example(
       id=item.id, image=encoded.tobytes(), text=written, patient=item.patient,

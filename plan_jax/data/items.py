@@ -6,6 +6,7 @@ import os
 from typing import Iterable, Mapping, Sequence
 
 from plan_jax import errors
+from plan_jax.data import records
 from plan_jax.data import rows as rows_lib
 
 _Reason = rows_lib.Reason
@@ -44,18 +45,24 @@ class Contents:
 
 
 def read_ids(path: str) -> frozenset[str]:
-  """The ids in a text file, one a line; lines that begin with # do not count.
+  """The ids in a text file, one a line, or of all records in a directory.
+
+  Lines that begin with # do not count.
 
   Raises:
-    SelectionError: it cannot be read, or holds none.
+    SelectionError: the file cannot be read, or holds none.
+    records.RecordsError: the directory holds no records.
   """
+  if os.path.isdir(path):
+    return frozenset(example.id for split in records.SPLITS
+                     for example in records.Records(path, split))
   try:
     with open(path, encoding='utf-8-sig') as file:
       lines = [line.strip() for line in file]
   except (OSError, UnicodeDecodeError) as error:
     raise SelectionError(
         f'list of ids {path} cannot be read ({type(error).__name__}); give a text file with one '
-        'id a line') from error
+        'id a line, or a directory of records') from error
   found = frozenset(line for line in lines if line and not line.startswith('#'))
   if not found:
     raise SelectionError(f'list of ids {path} is empty; give a text file with one id a line')

@@ -226,11 +226,12 @@ def _add_choice(parser: argparse.ArgumentParser):
   parser.add_argument(
       '--limit', type=positive, metavar='N', help='take at most N images, by a hash of their ids')
   parser.add_argument(
-      '--exclude-ids', default='', metavar='FILE',
-      help='ids, one a line: leave out all images of their patients (evaluation sets)')
+      '--exclude-ids', default='', metavar='PATH',
+      help='ids, one a line, or a directory of records: leave out all images of these patients '
+      '(evaluation sets)')
   parser.add_argument(
-      '--only-ids', default='', metavar='FILE',
-      help='ids, one a line: take these alone, all as split test')
+      '--only-ids', default='', metavar='PATH',
+      help='ids, one a line, or a directory of records: take these alone, all as split test')
   parser.add_argument(
       '--drop-near-duplicates', action='store_true',
       help='reject images that come back almost unchanged in another split')

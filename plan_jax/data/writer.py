@@ -44,7 +44,7 @@ class Near(enum.StrEnum):
   """What becomes of a picture that has a near-duplicate in another split."""
 
   REPORT = 'report'  # counted in the card and listed
-  DROP = 'drop'  # the one in the larger share goes: train before val before test
+  DROP = 'drop'  # the one nearer to training is rejected: train before val before test
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ def _choose(
       [outcome.likeness for outcome in found], [outcome.split for outcome in found])
   listed = []
   for pair in pairs:
-    # The one that goes is nearer to training; a split is dear in the order of this list.
+    # The one nearer to training goes: evaluation pictures are fewer.
     goes, stays = sorted((pair.first, pair.second),
                          key=lambda i: records.SPLITS.index(found[i].split))
     listed.append({
