@@ -12,7 +12,8 @@ LEVELS = [  # a module imports only from its own level and those above it in thi
     {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
      'page', 'probes', 'tasks'},
-    {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw'},
+    {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw',
+     'data.inspect'},
 ]
 OWNERS = {  # each heavy dependency has one owner
     'grain': {'plan_jax.data.pipeline'},

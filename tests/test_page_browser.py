@@ -1,8 +1,10 @@
 """The evaluation's page in a real browser: what a reader can see, click and reach by keyboard."""
 
+import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from plan_jax import page
@@ -374,3 +376,34 @@ def test_print_shows_the_cases_without_the_controls(opened):
     assert _case(opened).find_element('css selector', '.stage svg').is_displayed()
   finally:
     opened.execute_cdp_cmd('Emulation.setEmulatedMedia', {'media': ''})
+
+
+@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (390, 'dark')])
+@pytest.mark.parametrize('problems', [(), ('plan_records-' + 'x' * 120 + ', record 3: damaged',)])
+def test_page_about_records(driver, tmp_path, width, scheme, problems):
+  mask = tiny_page.blob(0.3, 0.6, side=tiny_page.SIDE)[:60] > 0.5
+  place = page.Place(category='edema', text='p' * 80, boxes=np.array([[.1, .2, .5, .6]]), mask=None)
+  sample = page.Sample(
+      id='i' * 90, split='train', image=tiny_page.image(1)[:60], labels=('edema', 'y' * 70),
+      text='report ' * 60, places=(place, dataclasses.replace(place, mask=mask)))
+  steps = np.repeat(np.arange(5.0), 2)
+  page.write_data(page.DataPage(
+      title='Records: some', facts={'kind': 'z' * 150}, is_phantom=True, problems=problems,
+      problem_count=len(problems), samples=[sample] * 3,
+      tables=[page.Table(caption='Classes', columns=('', *'abcdefgh'),
+                         rows=[('name' * 12, *['1,234 (56.7%)'] * 8)])],
+      curves=[page.Curve(title='Words', x_label='words', y_label='share',
+                         series={'train': (steps, steps), 'val': (steps, 1 + steps)})]),
+      tmp_path / 'data.html', include_text=True)
+  _show(driver, width=width, scheme=scheme)
+  driver.get((tmp_path / 'data.html').as_uri())
+  assert driver.get_log('browser') == []
+  assert driver.execute_script('return document.documentElement.scrollWidth <= innerWidth')
+  assert min(driver.execute_script(CONTRASTS))[0] >= 4.5
+  stage = driver.find_element('css selector', '.stage svg')
+  ratio = stage.size['height'] / stage.size['width']
+  assert abs(ratio - 60 / tiny_page.SIDE) < 0.02  # not distorted
+  with_outline = stage.screenshot_as_png
+  driver.execute_script('document.documentElement.style.setProperty("--outline", "hidden")')
+  assert stage.screenshot_as_png != with_outline
+  assert len(driver.find_elements('css selector', '#problems li')) == len(problems)

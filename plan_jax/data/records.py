@@ -172,6 +172,20 @@ def read_shard(path: pathlib.Path) -> list[bytes]:
     reader.close()
 
 
+def open_shard(path: pathlib.Path) -> array_record_data_source.ArrayRecordDataSource:
+  """The encoded records of one shard, by position; reading a damaged one raises.
+
+  Raises:
+    RecordsError: the file is absent, cut short, or no shard.
+  """
+  if not path.is_file():
+    raise RecordsError(f'{path.name} is missing; prepare the records again.')
+  try:
+    return array_record_data_source.ArrayRecordDataSource([str(path)])
+  except Exception as error:  # The reader raises types of its own.
+    raise RecordsError(f'{path.name} is damaged; prepare the records again.') from error
+
+
 def encode(example: Example) -> bytes:
   """Serialises to the `tf.train.Example` that tfds reads; equal input, equal bytes."""
   boxes = [phrase.boxes for phrase in example.phrases]
@@ -209,16 +223,21 @@ def decode(record: bytes) -> Example:
 
   Format 1 has neither negatives nor uncertain, and does not say whether an image without
   phrases was looked at: it counts as such, as it did under format 1.
+
+  Raises:
+    Exception: of any type, if the bytes are damaged.
   """
   feature = tf_example_pb2.Example.FromString(record).features.feature
   texts = _strings(feature, 'phrases/text')
   boxes = np.array(feature['boxes/box'].float_list.value, np.float32).reshape(-1, 4)
   owner = np.array(feature['boxes/phrase'].int64_list.value, np.int64)
+  if len(owner) != len(boxes) or not all(0 <= i < len(texts) for i in owner):
+    raise ValueError(f'{len(boxes)} boxes, whose phrases are {owner} of {len(texts)}')
   phrases = tuple(
       Phrase(text=text, category=category, boxes=boxes[owner == i], mask=mask)
       for i, (text, category, mask) in enumerate(zip(
           texts, _strings(feature, 'phrases/category'),
-          feature['phrases/mask'].bytes_list.value)))
+          feature['phrases/mask'].bytes_list.value, strict=True)))
   return Example(
       id=_strings(feature, 'id')[0],
       image=feature['image'].bytes_list.value[0],

@@ -16,10 +16,12 @@ _LEVELS = 96  # of colour and opacity
 _SMOOTH = 0.6  # pixels of the frame that an outline may be off
 
 
-def image_uri(image: UInt8[np.ndarray, 's s']) -> str:
-  """A JPEG; images larger than 512 pixels are reduced."""
-  if max(image.shape) > _IMAGE_SIDE:
-    image = cv2.resize(image, (_IMAGE_SIDE, _IMAGE_SIDE), interpolation=cv2.INTER_AREA)
+def image_uri(image: UInt8[np.ndarray, 'h w'], *, side: int = _IMAGE_SIDE) -> str:
+  """A JPEG; images larger than `side` pixels are reduced."""
+  scale = side / max(image.shape)
+  if scale < 1:
+    size = [max(1, round(scale * length)) for length in image.shape[::-1]]
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
   ok, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, _IMAGE_QUALITY])
   if not ok:
     raise ValueError(f'cannot encode an image {image.shape} of {image.dtype} as JPEG')
@@ -48,8 +50,8 @@ def legend() -> list[str]:
   return [f'rgb({red} {green} {blue})' for red, green, blue in stops.tolist()]
 
 
-def outline(truth: Bool[np.ndarray, 's s']) -> str:
-  """SVG path around each region, in pixels of the frame; '' for none, or for everything."""
+def outline(truth: Bool[np.ndarray, 'h w']) -> str:
+  """SVG path around each region, in pixels; '' for none, or for everything."""
   if not truth.any() or truth.all():
     return ''
   # Each pixel as a square of 2x2, so that the line runs between pixels, not through them.

@@ -12,6 +12,7 @@ import markupsafe
 
 from plan_jax.page import cases
 from plan_jax.page import content
+from plan_jax.page import data_content
 from plan_jax.page import pictures
 from plan_jax.page import plots
 from plan_jax.page import tables
@@ -34,6 +35,23 @@ def write(
   were given; findings, figures and images are shown all the same.
   """
   pathlib.Path(path).write_text(_html(page, include_text=include_text), 'utf-8')
+
+
+def write_data(
+    page: data_content.DataPage, path: str | os.PathLike[str], *, include_text: bool,
+) -> None:
+  """Writes a page about records as one HTML file, without script.
+
+  Without `include_text` it holds no letter of their reports, phrases and ids.
+  """
+  html = _environment().get_template('data.html.j2').render(
+      page=page,
+      include_text=include_text,
+      plots=[plots.plot(curve) for curve in page.curves],
+      samples=[data_content.sample_view(sample, number=number, include_text=include_text)
+               for number, sample in enumerate(page.samples, 1)],
+      style=markupsafe.Markup(_asset('page.css')))
+  pathlib.Path(path).write_text(html, 'utf-8')
 
 
 def _html(page: content.Page, *, include_text: bool) -> str:
@@ -61,7 +79,7 @@ def _html(page: content.Page, *, include_text: bool) -> str:
       legend=pictures.legend(),
       style=markupsafe.Markup(_asset('page.css')),
       script=markupsafe.Markup(script),
-      script_hash=f'sha256-{digest}',
+      script_source=markupsafe.Markup(f"'sha256-{digest}'"),
   )
 
 

@@ -1,0 +1,198 @@
+"""What is in records, and whether it is sound: `python -m plan_jax.data.inspect DIR`."""
+
+import argparse
+import pathlib
+import sys
+from typing import Iterator, Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from plan_jax import errors
+from plan_jax import page
+from plan_jax.data import augment
+from plan_jax.data import check
+from plan_jax.data import records
+
+_SAMPLES = 24
+_SHOWN_PROBLEMS = 20
+_PAGE_PROBLEMS = 500
+_BINS = 30
+
+_EXAMPLES = """\
+Every record is read: its image and masks are decoded, boxes must lie within it, ids
+be unique, patients be in one split, labels be known; counts and content hash must be
+those of the card.
+
+examples:
+  python -m plan_jax.data.inspect records/real
+  python -m plan_jax.data.inspect records/real --out records.html --include-text
+
+Exit status: 0 all is well; 1 problems were found; 2 nothing there that can be inspected;
+130 interrupted.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit status."""
+  options = _parser().parse_args(arguments)
+  problems: list[check.Problem] = []
+  status = errors.exit_status(
+      lambda: problems.extend(_run(options)), again='nothing was changed; run it again')
+  return status or int(bool(problems))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      prog='python -m plan_jax.data.inspect', description=__doc__, epilog=_EXAMPLES,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument(
+      'directory', metavar='DIR', type=pathlib.Path,
+      help='records, written by python -m plan_jax.data.prepare')
+  parser.add_argument(
+      '--out', default=None, metavar='FILE', type=pathlib.Path,
+      help='also write a page (HTML): tables, histograms, samples')
+  parser.add_argument(
+      '--include-text', action='store_true',
+      help='show reports, phrases and ids on the page; they may be patient data')
+  return parser
+
+
+def _run(options: argparse.Namespace) -> Sequence[check.Problem]:
+  if options.out is not None:
+    if options.out.suffix not in ('.html', '.htm'):
+      raise errors.UserError(f'--out={options.out}: name a file that ends in .html')
+    errors.require_writable(options.out.absolute().parent, option='--out')
+  elif options.include_text:
+    raise errors.UserError('--include-text needs --out: it is about the page')
+  print(f'Inspecting {options.directory}', flush=True)
+  contents = check.check(options.directory, samples=_SAMPLES if options.out else 0)
+  tables = list(_tables(contents))
+  for table in tables:
+    print(f'\n{table.caption}')
+    _print_table(table)
+  print()
+  for problem in contents.problems[:_SHOWN_PROBLEMS]:
+    print(problem)
+  hidden = len(contents.problems) - _SHOWN_PROBLEMS
+  if hidden > 0:
+    print(f'and {hidden} more' + (f': see {options.out}' if options.out else ''))
+  count = len(contents.problems)
+  print(f'problems: {count}' if count else 'No problem found.')
+  if options.out is not None:
+    page.write_data(
+        _page(contents, tables, name=options.directory.resolve().name), options.out,
+        include_text=options.include_text)
+    print(f'Page in {options.out}')
+  return contents.problems
+
+
+def _print_table(table: page.Table):
+  rows = [table.columns, *table.rows]
+  widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+  for row in rows:
+    print('  ' + '  '.join(
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(row, widths))))
+
+
+def _tables(contents: check.Contents) -> Iterator[page.Table]:
+  measures = contents.measures
+  facts = {
+      'records': lambda found: f'{len(found.words):,}',
+      'patients': lambda found: f'{len(found.patients):,}',
+      'without text': lambda found: _share(found.empty, found.words),
+      'words of a report, median': lambda found: _median(found.words),
+      'words of a report, most': lambda found: f'{max(found.words):,}' if found.words else '–',
+      'width in pixels, median': lambda found: _median(found.widths),
+      'height in pixels, median': lambda found: _median(found.heights),
+      'phrases': lambda found: f'{found.phrases:,}',
+      'boxes': lambda found: f'{found.boxes:,}',
+      'masks': lambda found: f'{found.masks:,}',
+  }
+  yield page.Table(caption='Splits', columns=('', *measures), rows=[
+      (name, *(value(found) for found in measures.values())) for name, value in facts.items()])
+  for caption, counts in (
+      ('Classes, by records', {split: found.classes for split, found in measures.items()}),
+      ('Findings with a place, by records',
+       {split: found.categories for split, found in measures.items()})):
+    if names := sorted(set().union(*counts.values())):
+      yield page.Table(caption=caption, columns=('', *measures), rows=[(
+          name, *(f'{counts[split][name]:,} ({_share(counts[split][name], found.words)})'
+                  for split, found in measures.items())) for name in names])
+  if rejected := contents.card['rows']['rejected']:
+    yield page.Table(caption='Rows rejected', columns=('reason', 'rows'),
+                     rows=[(reason, f'{count:,}') for reason, count in rejected.items()])
+
+
+def _share(count: int, of: Sequence[int]) -> str:
+  return f'{count / len(of):.1%}' if of else '–'
+
+
+def _median(values: Sequence[float]) -> str:
+  return f'{np.median(values):g}' if values else '–'
+
+
+def _page(
+    contents: check.Contents, tables: Sequence[page.Table], *, name: str) -> page.DataPage:
+  card = contents.card
+  return page.DataPage(
+      title=f'Records: {name}', is_phantom=card.get('kind') == 'phantom', tables=tables,
+      facts={
+          'made by': str(card.get('created_by', '')),
+          'kind': str(card.get('kind', '')),
+          'rows in': f'{card["rows"].get("in", 0):,}',
+          'records': f'{card["rows"].get("records", 0):,}',
+          'image size': f'{card.get("image_size", "")} pixels',
+          'vocabulary': f'{card.get("vocab_size", 0):,} tokens',
+          'content hash': card['content_hash'][:16],
+      },
+      problems=[_without_id(problem) for problem in contents.problems[:_PAGE_PROBLEMS]],
+      problem_count=len(contents.problems), curves=list(_histograms(contents.measures)),
+      samples=[_sample(example) for example in contents.samples])
+
+
+def _without_id(problem: check.Problem) -> str:
+  if problem.position < 0:
+    return str(problem)
+  return f'{problem.file}, record {problem.position}: {problem.what}'
+
+
+def _histograms(measures: Mapping[str, check.Measures]) -> Iterator[page.Curve]:
+  columns = (
+      ('Words of a report', 'words', lambda found: found.words),
+      ('Width', 'pixels', lambda found: found.widths),
+      ('Height', 'pixels', lambda found: found.heights),
+      ('Mean grey value', '0 black, 255 white', lambda found: found.greys),
+      ('Area of a box', 'share of the image', lambda found: found.box_areas))
+  for title, label, column in columns:
+    values = {split: np.asarray(column(found), np.float64) for split, found in measures.items()}
+    values = {split: found[np.isfinite(found)] for split, found in values.items() if len(found)}
+    if not values:
+      continue
+    together = np.concatenate(list(values.values()))
+    edges = np.histogram_bin_edges(together, bins=_BINS)
+    series = {}
+    for split, found in values.items():
+      shares = np.histogram(found, edges)[0] / max(1, len(found))
+      series[split] = (np.repeat(edges, 2), np.concatenate([[0], np.repeat(shares, 2), [0]]))
+    yield page.Curve(title=title, x_label=label, y_label='share', series=series)
+
+
+def _sample(example: records.Example) -> page.Sample:
+  return page.Sample(
+      id=example.id, split=example.split, image=augment.decode_image(example.image),
+      labels=example.labels, text=example.text, places=[
+          page.Place(category=phrase.category, text=phrase.text, boxes=phrase.boxes,
+                     mask=_mask(phrase.mask))
+          for phrase in example.phrases])
+
+
+def _mask(data: bytes) -> np.ndarray | None:
+  """Bool [h w]; None without a mask, or with one that cannot be read."""
+  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+  return None if pixels is None else pixels > 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
