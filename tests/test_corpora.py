@@ -14,6 +14,7 @@ import corpus_layouts as layouts
 from plan_jax import metrics
 from plan_jax import train
 from plan_jax.data import corpora
+from plan_jax.data import inspect
 from plan_jax.data import prepare
 from plan_jax.data import records
 from plan_jax.data.corpora import openi
@@ -230,7 +231,7 @@ def test_nih(tmp_path):
 def test_rsna(tmp_path):
   card = _made('rsna', tmp_path)
   assert card['rows'] == {'in': 11, 'records': 10, 'merged': 1, 'rejected': {}, 'left_out': {}}
-  assert card['phrases']['boxes'] == 5 and card['phrases']['annotated'] == 10
+  assert card['phrases']['boxes'] == 5 and card['annotated'] == 10
   found = list(_all(tmp_path).values())
   assert {e.labels for e in found if e.phrases} == {('pneumonia',)}
   assert {e.negatives for e in found if not e.phrases} == {('pneumonia',)}
@@ -239,7 +240,7 @@ def test_rsna(tmp_path):
 def test_siim(tmp_path):
   card = _made('siim', tmp_path, '--size', '1024')
   assert card['rows']['records'] == 6 and card['phrases']['masks'] == 4
-  assert card['phrases']['annotated'] == 6
+  assert card['annotated'] == 6
   example = _all(tmp_path)['1.2.276.0.7230010.3.1.4.8323329.300.1517875162.258081']
   masks = [cv2.imdecode(np.frombuffer(p.mask, np.uint8), cv2.IMREAD_GRAYSCALE) > 0
            for p in example.phrases]
@@ -268,7 +269,7 @@ def test_vindr(tmp_path):
       'in': 20, 'records': 9, 'merged': 4, 'rejected': {},
       'left_out': {'box_of_a_minority': 1, 'box_of_another_reader': 6}}
   assert card['splits']['test'] == 3 and card['phrases']['boxes'] == 4
-  assert card['phrases']['annotated'] == 9
+  assert card['annotated'] == 9
   first = _all(tmp_path)['000434271f63a053c4128a0ba6350000']
   assert first.labels == ('cardiomegaly',)
   assert first.negatives == ('pleural effusion', 'pneumonia', 'no finding')
@@ -410,3 +411,8 @@ def test_a_contact_sheet_of_boxes(tmp_path):
   _made('rsna', tmp_path, '--preview', str(tmp_path / 'sheet.png'))
   page = cv2.imread(str(tmp_path / 'sheet.png'))
   assert page.shape[1] == 6 * 166 and (page.max(axis=2) != page.min(axis=2)).any()
+
+
+def test_inspect_finds_nothing_wrong(tmp_path):
+  _made('vindr', tmp_path)  # rows left out, annotated images without boxes, marks of all kinds
+  assert inspect.main([str(tmp_path / 'out')]) == 0

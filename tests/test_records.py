@@ -165,7 +165,7 @@ def test_card_and_vocabulary(directory):
   assert card['classes'] == ['edema', 'pleural effusion']
   assert card['class_counts']['edema'] == {'train': 8, 'val': 0, 'test': 2}
   assert (card['negatives'], card['uncertain']) == ({'fracture': 15}, {'mass': 17})
-  assert (card['labelled'], card['phrases']['annotated']) == (19, 10)
+  assert (card['labelled'], card['annotated']) == (19, 10)
   tokens = records.vocabulary_path(directory).read_text('utf-8').splitlines()
   assert len(tokens) == card['vocab_size'] and tokens[0] == '[PAD]'
   assert 'größe' not in json.dumps(card).lower()

@@ -83,12 +83,12 @@ class Tally:
             name: {split: self._classes[name][split] for split in records.SPLITS}
             for name in sorted(self._classes)},
         'labelled': self._labelled,
+        'annotated': self._annotated,
         **{kind: dict(sorted(counter.items())) for kind, counter in self._marks.items()},
         'phrases': {
             'phrases': sum(self._categories.values()),
             'boxes': self._boxes,
             'masks': self._masks,
-            'annotated': self._annotated,
             'categories': dict(sorted(self._categories.items())),
         },
     }
