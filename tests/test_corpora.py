@@ -416,3 +416,41 @@ def test_a_contact_sheet_of_boxes(tmp_path):
 def test_inspect_finds_nothing_wrong(tmp_path):
   _made('vindr', tmp_path)  # rows left out, annotated images without boxes, marks of all kinds
   assert inspect.main([str(tmp_path / 'out')]) == 0
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'\x1f\x8b\x08\x00cut', 'cannot be read'),
+    (gzip.compress(b'dicom_id,split\n' + b'a,train\n' * 9)[:-9], 'cannot be read'),
+    (gzip.compress(b'dicom_id,split\na,train,more\n'), 'line 2: more fields than the header has'),
+    (gzip.compress(b'dicom_id,split\n"a,train\n'), 'not CSV'),
+    (gzip.compress(b'dicom_id,split\n\xff,train\n'), 'not UTF-8'),
+    (gzip.compress(b''), 'lacks the column dicom_id, split'),
+])
+def test_damaged_tables_are_one_line(tmp_path, capsys, content, message):
+  root = tmp_path / 'in'
+  layouts.mimic_cxr(root)
+  (root / 'mimic-cxr-2.0.0-split.csv.gz').write_bytes(content)
+  assert _run('mimic_cxr', root) == 2
+  error = capsys.readouterr().err
+  assert message in error and 'split.csv.gz' in error and error.count('\n') == 1
+
+
+def test_two_tables_of_one_kind_are_named(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.mimic_cxr(root)
+  layouts.table(root / 'mimic-cxr-2.1.0-split.csv.gz', ('dicom_id', 'split'), [])
+  assert _run('mimic_cxr', root) == 2
+  assert 'holds several' in capsys.readouterr().err
+
+
+def test_short_lines_and_unknown_marks(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.chexpert(root)
+  with open(root / 'test.csv', 'a') as file:
+    file.write('CheXpert-v1.0/test/patient00099/study1/view1_frontal.jpg\n')  # no file, no marks
+  assert _run('chexpert', root) == 0
+  assert _card(tmp_path)['rows']['rejected'] == {'empty_text': 1}
+  with open(root / 'test.csv', 'a') as file:
+    file.write('CheXpert-v1.0/test/patient00098/study1/view1_frontal.jpg,Female,68,Frontal,AP,yes\n')
+  assert _run('chexpert', root) == 2
+  assert "test.csv, line 5: Atelectasis is 'yes'" in capsys.readouterr().err

@@ -431,3 +431,18 @@ def test_real_collections_go_through_together(tmp_path):
   counts = records.read_card(out)['rows']
   assert counts['in'] == rows == counts['records'] + sum(counts['rejected'].values())
   assert counts['records'] > 0.95 * rows
+
+
+def test_phantoms_of_format_1_are_recognised(tmp_path, capsys):
+  command = ['phantom', '--pairs', '4', '--seed', '3', '--size', '64', '--vocab-size', '300', '--workers',
+             '1', '--out', str(tmp_path / 'out')]
+  assert prepare.main(command) == 0
+  card = json.loads((tmp_path / 'out/dataset.json').read_text())
+  # What the release that wrote format 1 put there; falls with phantom.VERSION 2.
+  card |= {'format_version': 1, 'fingerprint': 'b1ccd0c0d1aad0d23ca05b43705b17c3ff10cf0b55643985f03adc549411ddee'}
+  del card['options']['near_duplicates'], card['rows']['left_out'], card['near_duplicates']
+  (tmp_path / 'out/dataset.json').write_text(json.dumps(card))
+  assert prepare.main(command) == 0
+  assert 'holds exactly these records already' in capsys.readouterr().out
+  assert prepare.main(command[:2] + ['5'] + command[3:]) == 2
+  assert 'records of format 1, written by an earlier release' in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from typing import Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from plan_jax import errors
 from plan_jax.data import records
@@ -32,6 +32,11 @@ class Selection:
   exclude: frozenset[str] = frozenset()
   limit: int | None = None
 
+  def as_json(self) -> dict[str, Any]:
+    """For the card: how many ids, and which by their hash."""
+    return {'only_ids': _digest(self.only or ()), 'exclude_ids': _digest(self.exclude),
+            'limit': self.limit}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
@@ -42,6 +47,12 @@ class Contents:
   rows: int
   notes: tuple[str, ...] = ()
   left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # rows by choice
+
+
+def _digest(ids: Iterable[str]) -> dict[str, Any] | None:
+  listed = sorted(ids)
+  digest = hashlib.sha256('\n'.join(listed).encode()).hexdigest()
+  return {'count': len(listed), 'sha256': digest} if listed else None
 
 
 def read_ids(path: str) -> frozenset[str]:

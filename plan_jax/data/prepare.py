@@ -67,6 +67,7 @@ def _run_manifest(options: argparse.Namespace) -> int:
           'manifests': names,
           'keys': dataclasses.asdict(keys),
           'allow_empty_text': options.allow_empty_text,
+          'selection': selection.as_json(),
       },
   })
 
@@ -75,8 +76,9 @@ def _run_corpus(options: argparse.Namespace) -> int:
   corpus = corpora.CORPORA[options.command]
   request = options_lib.request(options)
   allow_empty_text = options.allow_empty_text or corpus.texts is base.Texts.NONE
+  selection = _selection(options)
   contents = base.contents(
-      corpus, request, allow_empty_text=allow_empty_text, selection=_selection(options))
+      corpus, request, allow_empty_text=allow_empty_text, selection=selection)
   return _write(contents, options, text=request.text, allow_empty_text=allow_empty_text, about={
       'kind': corpus.name,
       'image_size': options.size,
@@ -85,6 +87,7 @@ def _run_corpus(options: argparse.Namespace) -> int:
           'labeler': request.labeler,
           'text': dataclasses.asdict(request.text),
           'allow_empty_text': allow_empty_text,
+          'selection': selection.as_json(),
       },
   })
 

@@ -22,19 +22,19 @@ def print_card(card: dict[str, Any], directory: pathlib.Path) -> None:
 rows in       {counts["in"]}
 records       {counts["records"]} ({_splits(card["splits"])})
 joined        {counts["merged"]} rows with another row of the same image''')
-  _print_reasons('left out', counts['left_out'])
+  _print_reasons('left out', counts.get('left_out', {}))  # absent in format 1
   _print_reasons('rejected', counts['rejected'])
   if counts['rejected']:
     print(f'  listed in {directory / writer.REJECTS_NAME}')
-  near = card['near_duplicates']
-  if near['pairs']:
+  near = card.get('near_duplicates')
+  if near and near['pairs']:
     between = ', '.join(f'{name} {number}' for name, number in near['between'].items())
     print(f'near-duplicates across splits  {near["pairs"]} pairs ({between}), listed in '
           f'{directory / writer.NEAR_NAME}')
   print(f'''\
 report words  median {words["median"]:g}, 95 % up to {words["p95"]:g}, most {words["max"]}, \
 without text {card["text"]["empty_share"]:.1%}
-classes       {len(card["classes"])} ({card["labelled"]} records labelled)
+classes       {len(card["classes"])}
 phrases       {card["phrases"]["phrases"]} ({card["phrases"]["boxes"]} boxes, \
 {card["phrases"]["masks"]} masks)
 vocabulary    {vocabulary}

@@ -81,21 +81,10 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
     RejectedError: if no row is left, or any was rejected with `strict`.
     parts.WorkerError: if a worker process died.
   """
-  settings = {
-      'shard_rows': options.shard_rows,
-      'vocab': 'given' if options.vocabulary else 'trained',
-      'vocab_size': len(options.vocabulary) or options.vocab_size,
-      'near_duplicates': str(options.near),
-  }
-  key = json.dumps([CREATED_BY, records.FORMAT_VERSION, source.about], sort_keys=True)
-  folder = options.directory / _PARTS_NAME
-  parts = parts_lib.plan(source.items, directory=folder, key=key, item_key=source.item_key)
-  rejects = [json.dumps(_plain(reject), sort_keys=True) for reject in source.rejects]
-  fingerprint = hashlib.sha256(json.dumps(
-      [key, settings, options.vocabulary, rejects, dict(source.left_out), [part.path.name for part in parts]],
-      sort_keys=True).encode()).hexdigest()
+  settings = _settings(options)
+  parts, fingerprint = _plan(source, options, version=records.FORMAT_VERSION)
   with _disk_errors(options.directory):
-    finished = _open_directory(options.directory, fingerprint=fingerprint)
+    finished = _open_directory(options.directory, source, options, fingerprint=fingerprint)
     if finished is not None:
       print(f'{options.directory} holds exactly these records already', flush=True)
     else:
@@ -114,14 +103,53 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
   return finished
 
 
-def _open_directory(directory: pathlib.Path, *, fingerprint: str) -> dict[str, Any] | None:
-  """Makes the directory usable; returns the card if these very records are finished."""
+def _settings(options: Options) -> dict[str, Any]:
+  return {
+      'shard_rows': options.shard_rows,
+      'vocab': 'given' if options.vocabulary else 'trained',
+      'vocab_size': len(options.vocabulary) or options.vocab_size,
+      'near_duplicates': str(options.near),
+  }
+
+
+def _plan(
+    source: Source, options: Options, *, version: int) -> tuple[list[parts_lib.Part], str]:
+  """The parts, and the hash of all that the records depend on, as a format has it."""
+  key = json.dumps([CREATED_BY, version, source.about], sort_keys=True)
+  parts = parts_lib.plan(
+      source.items, directory=options.directory / _PARTS_NAME, key=key, item_key=source.item_key)
+  settings, left_out = _settings(options), [dict(source.left_out)]
+  if version == 1:  # which knew neither
+    del settings['near_duplicates']
+    left_out = []
+  rejects = [json.dumps(_plain(reject), sort_keys=True) for reject in source.rejects]
+  whole = [key, settings, options.vocabulary, rejects, *left_out,
+           [part.path.name for part in parts]]
+  return parts, hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _open_directory(
+    directory: pathlib.Path, source: Source, options: Options, *, fingerprint: str,
+) -> dict[str, Any] | None:
+  """Makes the directory usable; returns the card if these very records are finished.
+
+  Phantoms of format 1 are the same phantoms: a run on them goes on.
+  """
   if directory.exists() and not directory.is_dir():
     raise WriteError(f'--out {directory} is a file; give a directory.')
   if (directory / records.CARD_NAME).exists():
-    if records.read_card(directory)['fingerprint'] == fingerprint:
+    card = records.read_card(directory)
+    version = card['format_version']
+    if version != records.FORMAT_VERSION:
+      fingerprint = _plan(source, options, version=version)[1]
+    if card['fingerprint'] == fingerprint:
       shutil.rmtree(directory / _PARTS_NAME, ignore_errors=True)
-      return records.read_card(directory)
+      return card
+    if version != records.FORMAT_VERSION:
+      raise WriteError(
+          f'--out {directory} holds finished records of format {version}, written by an earlier '
+          'release. They can still be read; to make them anew, give another directory, or '
+          'remove that one.')
     raise WriteError(
         f'--out {directory} holds finished records of other input or options; give another '
         'directory, or remove that one.')

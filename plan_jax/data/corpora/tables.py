@@ -3,12 +3,18 @@
 import csv
 import gzip
 import io
+import itertools
+import os
 import pathlib
 from typing import Iterator, Sequence
+import zlib
+
+import tqdm
 
 from plan_jax.data.corpora import base
 
 _FIELD_LIMIT = 2**24
+_SHOWN_FROM = 2**22  # bytes: smaller tables take a second
 
 
 def find(folder: pathlib.Path, *names: str, needed_for: str) -> pathlib.Path:
@@ -57,7 +63,8 @@ def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dic
   csv.field_size_limit(_FIELD_LIMIT)
   line = 1
   try:
-    with (gzip.open(path, 'rb') if path.suffix == '.gz' else open(path, 'rb')) as file:
+    with open(path, 'rb') as stored, _bar(path) as bar:
+      file = gzip.GzipFile(fileobj=stored) if path.suffix == '.gz' else stored
       reader = csv.reader(io.TextIOWrapper(file, 'utf-8-sig', newline=''), strict=True)
       names = [name.strip() for name in next(reader, [])]
       missing = [name for name in needs if name not in names]
@@ -67,16 +74,28 @@ def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dic
             'the table again, or give it the published column names')
       line = reader.line_num + 1
       for values in reader:
+        if any(values[len(names):]):
+          raise base.CorpusError(
+              f'{path}, line {line}: more fields than the header has; download it again')
         if values:
-          yield line, dict(zip(names, values))
+          yield line, dict(itertools.zip_longest(names, values[:len(names)], fillvalue=''))
         line = reader.line_num + 1
+        bar.update(stored.tell() - bar.n)
   except UnicodeDecodeError as error:
     raise base.CorpusError(f'{path} is not UTF-8 near line {line}; download it again') from error
   except csv.Error as error:
     raise base.CorpusError(f'{path}, line {line}: not CSV ({error}); download it again') from error
-  except (OSError, EOFError) as error:
+  except (OSError, EOFError, zlib.error) as error:
     raise base.CorpusError(
         f'{path} cannot be read ({error}); check its permissions, or download it again') from error
+
+
+def _bar(path: pathlib.Path) -> tqdm.tqdm:
+  """Progress over the stored bytes, shown for large tables."""
+  size = path.stat().st_size
+  return tqdm.tqdm(
+      total=size, unit='B', unit_scale=True, desc=path.name, disable=size < _SHOWN_FROM,
+      mininterval=0.2 if os.isatty(2) else 10, dynamic_ncols=True)
 
 
 def marks(values: dict[str, str], *, classes: Sequence[str]) -> dict[str, float | None]:
