@@ -80,7 +80,7 @@ def request(options: argparse.Namespace) -> base.Request:
   root = options.root.absolute()
   return base.Request(
       root=root,
-      tables=(options.tables or root).absolute(),
+      tables=(getattr(options, 'tables', None) or root).absolute(),
       reports=(getattr(options, 'reports', None) or root).absolute(),
       views=base.Views(getattr(options, 'views', 'all')),
       labeler=getattr(options, 'labeler', ''),
@@ -170,9 +170,11 @@ def add_source(parser: argparse.ArgumentParser, corpus: base.Corpus) -> None:
   """The options that say where a corpus is and what is taken of it."""
   parser.add_argument(
       '--root', required=True, type=pathlib.Path, metavar='DIR', help='folder of the corpus')
-  parser.add_argument(
-      '--tables', type=pathlib.Path, metavar='DIR', help='folder of the CSV files (default: --root)')
-  if corpus.texts is base.Texts.FILES and corpus.name != 'folder':
+  if corpus.texts is not base.Texts.BESIDE:
+    parser.add_argument(
+        '--tables', type=pathlib.Path, metavar='DIR',
+        help='folder of the CSV files (default: --root)')
+  if corpus.texts is base.Texts.FILES:
     parser.add_argument(
         '--reports', type=pathlib.Path, metavar='DIR', help='folder of the reports (default: --root)')
   if corpus.has_views:

@@ -37,7 +37,8 @@ class Views(enum.StrEnum):
 class Texts(enum.StrEnum):
   """Where the reports are."""
 
-  FILES = 'files'  # one file a report
+  FILES = 'files'  # one file a report, in a folder of their own
+  BESIDE = 'beside'  # a file beside each picture; there are no tables
   TABLES = 'tables'
   NONE = 'none'  # an evaluation set
 

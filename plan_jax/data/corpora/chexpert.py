@@ -11,14 +11,14 @@ from plan_jax.data import reports
 from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 
-_TABLES = (('train.csv', 'train'), ('valid.csv', 'val'), ('test.csv', 'test'))
+_TABLES = {'train': ('train.csv',), 'val': ('valid.csv',), 'test': ('test.csv', 'test_labels.csv')}
 _ABOUT = {'Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA'}  # the other columns are classes
 _PATH = re.compile(r'(?:train|valid|test)/(patient\d+)/.*?(frontal|lateral)?\.\w+$')
 _SUFFIXES = ('.jpg', '.png', '.dcm')
 _PROBED = 2000
 
 LAYOUT = """\
-  train.csv, valid.csv, test.csv (those that are there; elsewhere: --tables)
+  train.csv, valid.csv, test.csv or test_labels.csv (those that are there; elsewhere: --tables)
   train/patient00001/study1/view1_frontal.jpg ...  pictures: .jpg, or .png or .dcm of CheXpert Plus
   df_chexpert_plus_*.csv                           reports (CheXpert Plus), beside the other tables;
                                                    without it: --allow-empty-text"""
@@ -26,10 +26,11 @@ LAYOUT = """\
 
 def read(request: base.Request) -> Iterator[base.Found]:
   """One line an image of each table."""
-  found = [(path, split) for name, split in _TABLES
-           if (path := tables.find_optional(request.tables, name))]
+  found = [(path, split) for split, names in _TABLES.items()
+           if (path := tables.find_optional(request.tables, *names))]
   if not found:
-    tables.find(request.tables, *(name for name, _ in _TABLES), needed_for='images and labels')
+    tables.find(request.tables, *itertools.chain(*_TABLES.values()),
+                needed_for='images and labels')
   texts = _texts(request)
   if not texts:
     yield 'no df_chexpert_plus_*.csv: the records have no reports'

@@ -29,4 +29,4 @@ def read(request: base.Request) -> Iterator[base.Found]:
 
 CORPUS = base.Corpus(
     name='folder', title='any folder of pictures, with reports in text files or classes as folders',
-    layout=LAYOUT, read=read, texts=base.Texts.FILES)
+    layout=LAYOUT, read=read, texts=base.Texts.BESIDE)
