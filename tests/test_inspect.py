@@ -218,6 +218,7 @@ def test_what_cannot_be_inspected(sound, capsys, options, message):
 @pytest.mark.parametrize('change', [
     lambda card: card.pop('shards'), lambda card: card['shards'].pop('train'),
     lambda card: card.update(shards={'train': [], 'val': [], 'test': []}),
+    lambda card: card['shards'].update(dev=[3]), lambda card: card['shards'].update(train=3),
     lambda card: card['rows'].pop('rejected'), lambda card: card.update(text=3)])
 def test_card_that_cannot_be_used(sound, tmp_path, capsys, change):
   copy = _edit(_copy(sound, tmp_path / 'copy'), change)

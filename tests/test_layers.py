@@ -28,6 +28,7 @@ OWNERS = {  # each heavy dependency has one owner
     'markupsafe': {'plan_jax.page.render'},
     'sklearn': {'plan_jax.evals.zero_shot', 'plan_jax.evals.linear_probe'},
     'pycocotools': {'plan_jax.evals.detection'},
+    'imagecodecs': {'plan_jax.data.dicom_codecs'},
     'pydicom': {'plan_jax.data.dicom'},
     'selenium': set(),
     'torch': set(),

@@ -4,17 +4,20 @@ import os
 
 import numpy as np
 import pydicom
+from pydicom import encaps
 from pydicom import uid as uid_lib
 
 SHIPPED = os.path.join(os.path.dirname(pydicom.__file__), 'data', 'test_files')
 
 
 def dataset(
-    pixels: np.ndarray, *, syntax: str = uid_lib.ExplicitVRLittleEndian, **elements,
+    pixels: np.ndarray, *, syntax: str = uid_lib.ExplicitVRLittleEndian, frame: bytes = b'',
+    **elements,
 ) -> pydicom.Dataset:
   """A digital radiograph of these stored values, [h w] or RGB [h w 3].
 
-  `elements` are further ones by keyword (WindowCenter=...); None takes one away.
+  `frame` is their compressed form if `syntax` is of a compression; `elements` are further
+  ones by keyword (WindowCenter=...), None takes one away.
   """
   made = pydicom.Dataset()
   made.file_meta = pydicom.dataset.FileMetaDataset()
@@ -37,8 +40,8 @@ def dataset(
   made.HighBit = made.BitsStored - 1
   order = '<' if made.file_meta.TransferSyntaxUID.is_little_endian else '>'
   data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-  made.PixelData = data + b'\0' * (len(data) % 2)
-  made['PixelData'].VR = 'OW' if made.BitsAllocated > 8 else 'OB'
+  made.PixelData = encaps.encapsulate([frame]) if frame else data + b'\0' * (len(data) % 2)
+  made['PixelData'].VR = 'OW' if made.BitsAllocated > 8 and not frame else 'OB'
   return made
 
 

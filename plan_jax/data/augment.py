@@ -18,6 +18,7 @@ import numpy as np
 
 from plan_jax import config
 from plan_jax import errors
+from plan_jax.data import jpeg
 
 # One reader thread uses one core; the pipeline has several of them.
 cv2.setNumThreads(0)
@@ -222,28 +223,13 @@ def _header_size(data: bytes) -> tuple[int, int]:
     if data.startswith(_PNG_START) and data[12:16] == b'IHDR':
       width, height = struct.unpack_from('>II', data, 16)
     elif data.startswith(_JPEG_START):
-      height, width = _jpeg_size(data)
+      height, width = jpeg.frame_size(data)
     else:
       raise ImageError(f'{len(data)} bytes that are neither JPEG nor PNG; convert the image')
-  except (struct.error, IndexError) as error:
+  except jpeg.HeaderError as error:
+    raise ImageError(f'image of {len(data)} bytes: {error}; replace it') from error
+  except struct.error as error:
     raise ImageError(f'image of {len(data)} bytes ends in its header; replace it') from error
   if not width or not height:
     raise ImageError(f'image of {width} x {height} pixels; replace it')
   return width, height
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-  """(height, width) of the frame header (markers C0 to CF but C4, C8, CC; ITU T.81 B.2.2)."""
-  position = 2
-  while True:
-    if data[position] != 0xff:
-      raise ImageError(f'JPEG with a damaged header at byte {position}; replace it')
-    marker = data[position + 1]
-    if marker == 0xff:  # a fill byte
-      position += 1
-    elif 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc):
-      return struct.unpack_from('>HH', data, position + 5)
-    elif marker == 0x01 or 0xd0 <= marker <= 0xd7:  # no length follows
-      position += 2
-    else:
-      position += 2 + struct.unpack_from('>H', data, position + 2)[0]

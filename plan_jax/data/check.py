@@ -107,9 +107,10 @@ def _card(directory: pathlib.Path) -> dict[str, Any]:
   card = records.read_card(directory)
   wrong = [key for key, kind in _CARD_KEYS.items() if not isinstance(card.get(key), kind)]
   if not wrong:
-    lengths = [n for split in records.SPLITS for n in card['shards'].get(split, [None])]
+    shards = card['shards']
+    lengths = [n for split in shards.values() for n in (split if isinstance(split, list) else [0])]
     whole = lengths and all(isinstance(n, int) and n > 0 for n in lengths)
-    wrong = [] if whole else ['shards']
+    wrong = [] if whole and set(shards) == set(records.SPLITS) else ['shards']
     rejected = card['rows'].get('rejected')
     if not isinstance(rejected, dict) or not all(isinstance(n, int) for n in rejected.values()):
       wrong.append('rows')

@@ -3,7 +3,7 @@
 The chain is that of the standard (PS3.3 C.11): stored values, modality LUT or rescale,
 VOI LUT or window, inversion of MONOCHROME1. Sides are kept: rows and columns stay as
 stored, whatever PatientOrientation says, since reports say left and right. This module is
-the only one that touches pydicom; compressed files are decoded by python-gdcm.
+the only one that touches pydicom.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ import pydicom
 from pydicom import pixels as pixels_lib
 from pydicom import uid as uid_lib
 
+from plan_jax.data import dicom_codecs
+
 # Its messages quote values of the header: patients' data.
 pydicom.config.logger.setLevel(logging.CRITICAL)
 
@@ -27,12 +29,17 @@ _MARK_AT, _MARK = 128, b'DICM'
 _MONOCHROME = ('MONOCHROME1', 'MONOCHROME2')
 _DEPTHS = (8, 16)
 _VIEWS = {'POSTERO-ANTERIOR': 'PA', 'ANTERO-POSTERIOR': 'AP'}
-_EXTRA_DECODERS = {  # what python-gdcm leaves
-    uid_lib.JPEGExtended12Bit: 'pip install pylibjpeg pylibjpeg-libjpeg (under the GPL) reads it',
-    uid_lib.HTJ2K: 'pip install pylibjpeg pylibjpeg-openjpeg reads it',
-    uid_lib.HTJ2KLossless: 'pip install pylibjpeg pylibjpeg-openjpeg reads it',
-    uid_lib.HTJ2KLosslessRPCL: 'pip install pylibjpeg pylibjpeg-openjpeg reads it',
+_PLUGINS = {  # how what is compressed is decoded; a plugin that is installed by chance is not used
+    uid_lib.RLELossless: 'pydicom',
+    uid_lib.JPEGBaseline8Bit: 'pillow',
+    uid_lib.JPEG2000Lossless: 'pillow',
+    uid_lib.JPEG2000: 'pillow',
+    **dict.fromkeys(map(
+        uid_lib.UID, dicom_codecs.JPEG_SYNTAXES + dicom_codecs.JPEG_LS_SYNTAXES), 'imagecodecs'),
 }
+for _uid, _name in _PLUGINS.items():
+  if _name == 'imagecodecs':
+    pixels_lib.get_decoder(_uid).add_plugin(_name, (dicom_codecs.__name__, 'decode_frame'))
 
 
 class DicomError(ValueError):
@@ -166,15 +173,13 @@ def _decode(dataset: pydicom.Dataset) -> Shaped[np.ndarray, 'h w *colours']:
   syntax = dataset.file_meta.get('TransferSyntaxUID')
   if syntax is None:
     raise DicomError('DICOM without TransferSyntaxUID: how its pixels are stored is unknown')
-  what = f'{syntax.name}, {dataset.BitsStored} bits'
-  try:
-    pixels = pixels_lib.pixel_array(dataset)  # colour spaces other than RGB are converted
-  except NotImplementedError as error:
-    raise DicomError(f'{what}: not a compression of single pictures that is read') from error
-  except RuntimeError as error:  # each decoder that there is has failed
-    fix = _EXTRA_DECODERS.get(syntax, 'the data are damaged, or a decoder is missing: pip '
-                              'install python-gdcm')
-    raise DicomError(f'{what}: cannot be decoded; {fix}') from error
+  if syntax.is_encapsulated and syntax not in _PLUGINS:
+    raise DicomError(
+        f'{syntax.name}: not a compression that is read; store it as JPEG 2000 or uncompressed')
+  try:  # colour spaces other than RGB are converted
+    pixels = pixels_lib.pixel_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ''))
+  except RuntimeError as error:  # around whatever the decoder raised
+    raise DicomError(f'{syntax.name}, {dataset.BitsStored} bits: damaged pixels') from error
   if dataset.PhotometricInterpretation == 'PALETTE COLOR':
     pixels = pixels_lib.apply_color_lut(pixels, dataset)
     dataset.BitsStored = 8 * pixels.dtype.itemsize

@@ -34,6 +34,7 @@ class Section(enum.StrEnum):
   ADDENDUM = 'addendum'
   WET_READ = 'wet_read'  # a first reading, which the report then replaces
   UNTITLED = 'untitled'  # under no heading
+  OTHER = 'other'  # who signed, when, under which number
 
 
 class Case(enum.StrEnum):
@@ -105,13 +106,15 @@ _HEADINGS = {
         'comparison study', 'prior study'),
     Section.TECHNIQUE: ('technique', 'techniques', 'procedure', 'procedure comments'),
     Section.EXAMINATION: (
-        'examination', 'exam', 'type of examination', 'type of exam', 'study', 'date',
-        'exam number', 'date of exam'),
+        'examination', 'exam', 'type of examination', 'type of exam', 'study', 'narrative'),
     Section.RECOMMENDATION: ('recommendation', 'recommendations', 'recommendation(s)'),
     Section.NOTIFICATION: ('notification', 'notifications', 'communication'),
     Section.ADDENDUM: ('addendum', 'final addendum'),
     Section.WET_READ: ('wet read', 'wetread', 'provisional findings impression'),
     Section.UNTITLED: ('final report',),
+    Section.OTHER: (  # the first three are CheXpert Plus's
+        'end of impression', 'summary', 'accession number', 'date', 'date of exam', 'exam number',
+        'signed by', 'electronically signed by', 'dictated by'),
 }
 _BY_NAME = {name: section for section, names in _HEADINGS.items() for name in names}
 _WORDS = {  # in a longer heading in capitals, the first that occurs
@@ -121,7 +124,8 @@ _WORDS = {  # in a longer heading in capitals, the first that occurs
 _INLINE = sorted(
     (name for name, section in _BY_NAME.items() if section in (
         *_BODY, Section.INDICATION, Section.HISTORY, Section.COMPARISON, Section.TECHNIQUE,
-        Section.RECOMMENDATION, Section.NOTIFICATION) and name not in ('reason', 'finding')),
+        Section.RECOMMENDATION, Section.NOTIFICATION, Section.OTHER)
+     and name not in ('reason', 'finding', 'date')),
     key=len, reverse=True)
 # "CHEST, PA AND LATERAL:" stands over the findings.
 _VIEWS = re.compile(
@@ -129,11 +133,13 @@ _VIEWS = re.compile(
 _TYPING_ERROR = 0.87  # likeness of "FINIDNGS" to "FINDINGS"; "COMPRESSION" is less like "IMPRESSION"
 
 _LINE = re.compile(
-    r"^[ \t]*(?P<name>[A-Za-z][A-Za-z0-9 \t()/,&#.'_-]{2,70}?)[ \t]*:", re.MULTILINE)
+    r"^[ \t]*(?P<name>[A-Za-z](?:[A-Za-z0-9 \t()/,&#.'_-]|(?<=\d):(?=\d)){2,70}?)[ \t]*:(?!\d)",
+    re.MULTILINE)
 _ALONE = re.compile(r'^[ \t]*(?P<name>[A-Z][A-Z ()/&]{3,40}?)[ \t]*$', re.MULTILINE)
 _WITHIN = re.compile(
     r'(?<=[\s.;:?!)])(?P<name>{})[ \t]*:'.format('|'.join(
         re.escape(name).replace(r'\ ', r'\s+') for name in _INLINE)), re.IGNORECASE)
+_BEGINS = re.compile(r'(?:^|[.:;?!]|\n[ \t]*\n)\s*$')
 _RULE = re.compile(r'^[ \t]*[_=-]{8,}[ \t]*$', re.MULTILINE)
 _FINAL = re.compile(r'^[ \t]*FINAL REPORT[ \t]*:?[ \t]*$', re.MULTILINE)
 _WET = re.compile(r'^[ \t]*(?:WET[ \t]*READ|PROVISIONAL FINDINGS)\b', re.MULTILINE)
@@ -204,15 +210,18 @@ def _headings(report: str) -> list[tuple[int, int, Section]]:
   """(begin, end, section) of each heading; the longest first where they overlap."""
   found = []
   for match in _LINE.finditer(report):
-    if section := _section_of(match['name'], alone=False):
+    name, before = match['name'], report[:match.start('name')]
+    if not name[0].isupper() and not _BEGINS.search(before):
+      continue  # a sentence goes on in this line
+    if section := _section_of(name, alone=False):
       found.append((match.start('name'), match.end(), section))
   for match in _ALONE.finditer(report):
     if section := _section_of(match['name'], alone=True):
       found.append((match.start('name'), match.end(), section))
   for match in _WITHIN.finditer(report):
-    name, before = match['name'], report[:match.start()].rstrip()
+    name, before = match['name'], report[:match.start()]
     # Small letters make a heading only where a sentence could begin.
-    if name.isupper() or (name[0].isupper() and before[-1:] in '.:;?!'):
+    if name.isupper() or (name[0].isupper() and _BEGINS.search(before)):
       found.append((match.start(), match.end(), _BY_NAME[' '.join(name.lower().split())]))
   return sorted(found, key=lambda heading: (heading[0], -heading[1]))
 
