@@ -1,4 +1,4 @@
-"""Published layouts in small: the folders, file names and columns of each corpus, invented content."""
+"""Published layouts in small: folders, file names and columns of each corpus; content invented."""
 
 import csv
 import gzip
@@ -11,9 +11,12 @@ from PIL import Image
 import tiny_dicom
 
 CHEXPERT = (
-    'Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum', 'Fracture',
-    'Lung Lesion', 'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other', 'Pneumonia',
-    'Pneumothorax', 'Support Devices')
+    'Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum',
+    'Fracture', 'Lung Lesion', 'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other',
+    'Pneumonia', 'Pneumothorax', 'Support Devices')
+
+
+MIMIC_SPLIT = ('dicom_id', 'study_id', 'subject_id', 'split')
 
 
 def pixels(seed: int, *, width: int = 40, height: int = 48) -> np.ndarray:
@@ -34,8 +37,7 @@ def picture(path: pathlib.Path, seed: int, **size) -> None:
 def table(path: pathlib.Path, header, rows) -> None:
   """A CSV file, gzipped where the name says so."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  opened = gzip.open(path, 'wt', newline='') if path.suffix == '.gz' else open(path, 'w', newline='')
-  with opened as file:
+  with (gzip.open if path.suffix == '.gz' else open)(path, 'wt', newline='') as file:
     writer = csv.writer(file)
     writer.writerow(header)
     writer.writerows(rows)
@@ -66,17 +68,17 @@ def mimic_cxr(root: pathlib.Path, *, suffix: str = '.jpg', studies: int = 12) ->
       picture(folder / f's{study}' / f'{name}{suffix}', 2 * k + (view == 'LATERAL'))
       images.append((name, subject, study, 'CHEST (PA AND LAT)', view, 48, 40, 21800506, '213014.5',
                      'CHEST (PA AND LAT)', 'postero-anterior', 'Erect'))
-      splits.append((name, study, subject, ('train', 'train', 'train', 'train', 'validate', 'test')[k // 2 % 6]))
+      splits.append((name, study, subject, (*4 * ('train',), 'validate', 'test')[k // 2 % 6]))
     text(folder / f's{study}.txt', report(k))
     marks = [''] * 14
     marks[_FIVE[k % 5]] = ('1.0', '0.0', '-1.0')[k % 3]
     if k != 11:
       labels.append((subject, study, *marks))
   table(root / 'mimic-cxr-2.0.0-metadata.csv.gz', (
-      'dicom_id', 'subject_id', 'study_id', 'PerformedProcedureStepDescription', 'ViewPosition', 'Rows',
-      'Columns', 'StudyDate', 'StudyTime', 'ProcedureCodeSequence_CodeMeaning',
+      'dicom_id', 'subject_id', 'study_id', 'PerformedProcedureStepDescription', 'ViewPosition',
+      'Rows', 'Columns', 'StudyDate', 'StudyTime', 'ProcedureCodeSequence_CodeMeaning',
       'ViewCodeSequence_CodeMeaning', 'PatientOrientationCodeSequence_CodeMeaning'), images)
-  table(root / 'mimic-cxr-2.0.0-split.csv.gz', ('dicom_id', 'study_id', 'subject_id', 'split'), splits)
+  table(root / 'mimic-cxr-2.0.0-split.csv.gz', MIMIC_SPLIT, splits)
   for tool in ('chexpert', 'negbio'):
     table(root / f'mimic-cxr-2.0.0-{tool}.csv.gz', ('subject_id', 'study_id', *CHEXPERT), labels)
 
@@ -91,12 +93,14 @@ def openi(root: pathlib.Path, *, kind: str = 'png') -> None:
         f'<panel type="single"><url>/hadoop/storage/CXR{name}.jpg</url></panel></parentImage>'
         for n, name in enumerate(names, 1))
     text(root / f'ecgen-radiology/{k}.xml', f'''<?xml version="1.0" encoding="utf-8"?>
-<eCitation><uId id="CXR{k}"/><MedlineCitation Owner="Indiana University" Status="supplied by publisher">
+<eCitation><uId id="CXR{k}"/>
+<MedlineCitation Owner="Indiana University" Status="supplied by publisher">
 <Article PubModel="Electronic"><Abstract>
 <AbstractText Label="COMPARISON">None.</AbstractText>
 <AbstractText Label="INDICATION">Cough of XXXX days</AbstractText>
 <AbstractText Label="FINDINGS">The heart of case {k} is normal. XXXX are clear.</AbstractText>
-<AbstractText Label="IMPRESSION">No acute disease.</AbstractText></Abstract></Article></MedlineCitation>
+<AbstractText Label="IMPRESSION">No acute disease.</AbstractText>
+</Abstract></Article></MedlineCitation>
 <MeSH><major>{"normal" if k % 2 else "Cardiomegaly/mild"}</major></MeSH>{images}</eCitation>''')
     for n, name in enumerate(names):
       view = ('Frontal', 'Lateral')[n]
@@ -133,8 +137,8 @@ def chexpert(root: pathlib.Path, *, plus: bool = True) -> None:
         'Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *CHEXPERT), rows[split])
   if plus:
     table(root / 'df_chexpert_plus_240401.csv', (
-        'path_to_image', 'section_findings', 'section_impression', 'report', 'deid_patient_id', 'split'),
-          reports)
+        'path_to_image', 'section_findings', 'section_impression', 'report', 'deid_patient_id',
+        'split'), reports)
 
 
 def padchest(root: pathlib.Path) -> None:
@@ -146,14 +150,15 @@ def padchest(root: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(k).astype(np.uint16) * 16 + 40).save(path)
     projection = ('PA', 'L', 'AP_horizontal', 'COSTAL')[k % 4]
-    rows.append((k, name, k % 3, 20140915, 20536686640136348236148679891455886468 + k, 839860488694 + k,
-                 1930.0, 'F', 'POSTEROANTERIOR', projection, 'Manual review of DICOM fields', 'No',
-                 4765777 + k, f'sin hallazgos patologicos en el caso {k} . senos costofrenicos libres .',
-                 'Physician', "['normal', 'pleural effusion ']" if k % 3 != 2 else '', '[]'))
+    report = f'sin hallazgos patologicos en el caso {k} . senos costofrenicos libres .'
+    rows.append((k, name, k % 3, 20140915, 20536686640136348236148679891455886468 + k,
+                 839860488694 + k, 1930.0, 'F', 'POSTEROANTERIOR', projection,
+                 'Manual review of DICOM fields', 'No', 4765777 + k, report, 'Physician',
+                 "['normal', 'pleural effusion ']" if k % 3 != 2 else '', '[]'))
   table(root / 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz', (
       '', 'ImageID', 'ImageDir', 'StudyDate_DICOM', 'StudyID', 'PatientID', 'PatientBirth',
-      'PatientSex_DICOM', 'ViewPosition_DICOM', 'Projection', 'MethodProjection', 'Pediatric', 'ReportID',
-      'Report', 'MethodLabel', 'Labels', 'Localizations'), rows)
+      'PatientSex_DICOM', 'ViewPosition_DICOM', 'Projection', 'MethodProjection', 'Pediatric',
+      'ReportID', 'Report', 'MethodLabel', 'Labels', 'Localizations'), rows)
 
 
 def rocov2(root: pathlib.Path) -> None:
@@ -179,10 +184,12 @@ def nih(root: pathlib.Path) -> None:
   for k in range(12):
     name = f'{k // 2 + 1:08d}_{k % 2:03d}.png'
     picture(root / f'images_{k % 3 + 1:03d}/images/{name}', k, width=64, height=64)
-    rows.append((name, ('No Finding', 'Cardiomegaly|Effusion', 'Infiltration')[k % 3], k % 2, k // 2 + 1,
-                 57, 'M', 'PA' if k % 2 else 'AP', 2682, 2749, 0.143, 0.143))
+    labels = ('No Finding', 'Cardiomegaly|Effusion', 'Infiltration')[k % 3]
+    rows.append((name, labels, k % 2, k // 2 + 1, 57,
+                 'M', 'PA' if k % 2 else 'AP', 2682, 2749, 0.143, 0.143))
   with open(root / 'Data_Entry_2017.csv', 'w') as file:
-    file.write('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
+    file.write('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,'
+               'View Position,'
                'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n')
     file.writelines(','.join(map(str, row)) + ',\n' for row in rows)
   (root / 'BBox_List_2017.csv').write_text(
@@ -202,7 +209,8 @@ def rsna(root: pathlib.Path) -> None:
     for n in range(2 if k == 0 else 1):
       rows.append((identity, 10.0 + 20 * n, 8.0, 16.0, 24.0, 1) if k < 4
                   else (identity, '', '', '', '', 0))
-  table(root / 'stage_2_train_labels.csv', ('patientId', 'x', 'y', 'width', 'height', 'Target'), rows)
+  header = ('patientId', 'x', 'y', 'width', 'height', 'Target')
+  table(root / 'stage_2_train_labels.csv', header, rows)
 
 
 def siim(root: pathlib.Path) -> None:
@@ -243,7 +251,8 @@ def vindr(root: pathlib.Path) -> None:
     image = f'008b3176ad8c4aeb8dc1a7bd5cf0{k:04d}'
     picture(root / f'test/{image}.dicom', 50 + k, width=64, height=64)
     labels.append((image, int(k == 0), 0, 0, int(k != 0)))
-    boxes.append((image, 'Cardiomegaly', 8, 20, 50, 60) if not k else (image, 'No finding', '', '', '', ''))
+    boxes.append((image, 'No finding', '', '', '', '') if k
+                 else (image, 'Cardiomegaly', 8, 20, 50, 60))
   table(root / 'annotations/image_labels_test.csv', ('image_id', *classes), labels)
   table(root / 'annotations/annotations_test.csv', (
       'image_id', 'class_name', 'x_min', 'y_min', 'x_max', 'y_max'), boxes)
@@ -256,19 +265,21 @@ def ms_cxr(root: pathlib.Path) -> None:
     dicom = f'687754ce-7420bfd3-0a19911f-a27a3916-{k:04d}'
     path = f'files/p10/p{10032725 + k}/s{50331901 + k}/{dicom}.jpg'
     picture(root / path, k, width=64, height=80)
-    for phrase, x in ((f'moderate cardiomegaly {k}', 8), *((('left effusion', 30), ('left effusion', 4))
-                                                          if not k else ())):
+    phrases = [(f'moderate cardiomegaly {k}', 8)]
+    phrases += [] if k else [('left effusion', 30), ('left effusion', 4)]
+    for phrase, x in phrases:
       rows.append(('Cardiomegaly' if 'card' in phrase else 'Pleural Effusion', phrase, path, dicom,
                    x, 20, 24, 30, 64, 80, 'test' if k else 'train'))
   table(root / 'MS_CXR_Local_Alignment_v1.1.0.csv', (
-      'category_name', 'label_text', 'path', 'dicom_id', 'x', 'y', 'w', 'h', 'image_width', 'image_height',
-      'split'), rows)
+      'category_name', 'label_text', 'path', 'dicom_id', 'x', 'y', 'w', 'h', 'image_width',
+      'image_height', 'split'), rows)
 
 
 def folder(root: pathlib.Path) -> None:
   """Splits, classes, and a report beside each picture."""
   for k in range(12):
-    place = root / ('train' if k < 8 else 'val' if k < 10 else 'test') / ('normal', 'pneumonia')[k % 2]
+    split = 'train' if k < 8 else 'val' if k < 10 else 'test'
+    place = root / split / ('normal', 'pneumonia')[k % 2]
     picture(place / f'{k}.png', k)
     text(place / f'{k}.txt', f'Clear lungs in case number {k}.')
 

@@ -24,8 +24,9 @@ _ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _run(name: str, root: pathlib.Path, *options: str) -> int:
-  return prepare.main([name, '--root', str(root), '--out', str(root.parent / 'out'), '--workers', '1',
-                       '--vocab-size', '300', *options])
+  # A later --out among the options counts.
+  return prepare.main([name, '--root', str(root), '--out', str(root.parent / 'out'),
+                       '--workers', '1', '--vocab-size', '300', *options])
 
 
 def _made(name: str, tmp_path: pathlib.Path, *options: str, layout=None, **arguments) -> dict:
@@ -81,7 +82,7 @@ def test_mimic_cxr_with_every_fault(tmp_path, capsys):
   (root / 'files/p10/p10000033/s50414270.txt').write_bytes(b'IMPRESSION: \xff\xfe')
   next((root / 'files/p10/p10000034/s50414271').glob('*pa.jpg')).write_bytes(b'no picture')
   (root / 'mimic-cxr-2.0.0-split.csv.gz').unlink()
-  layouts.table(root / 'mimic-cxr-2.0.0-split.csv.gz', ('dicom_id', 'study_id', 'subject_id', 'split'), [])
+  layouts.table(root / 'mimic-cxr-2.0.0-split.csv.gz', layouts.MIMIC_SPLIT, [])
   assert _run('mimic_cxr', root) == 0
   printed = capsys.readouterr().out
   assert 'lacks 24 images' in printed and '2 images belong to studies without' in printed
@@ -131,16 +132,15 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
   ids = tmp_path / 'ids.txt'
   ids.write_text('# an evaluation set\n02aa804e-bde0afdd-112c0b34-7bc16630-0000ap\nabsent\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids), '--limit', '7') == 0
-  assert '--exclude-ids: 1 of 2 ids name no image here, for example absent' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert '--exclude-ids: 1 of 2 ids name no image here, for example absent' in printed
   card = _card(tmp_path)
   assert card['rows']['left_out'] == {'view': 12, 'excluded_id': 2, 'limit': 3}  # the patient's two
   assert '10000032' not in {e.patient for e in _all(tmp_path).values()}
-  only = prepare.main(['mimic_cxr', '--root', str(root), '--out', str(tmp_path / 'only'), '--workers',
-                       '1', '--only-ids', str(ids), '--vocab-size', '300'])
-  assert only == 0
+  only, rest = str(tmp_path / 'only'), str(tmp_path / 'rest')
+  assert _run('mimic_cxr', root, '--out', only, '--only-ids', str(ids)) == 0
   assert records.read_card(tmp_path / 'only')['splits'] == {'train': 0, 'val': 0, 'test': 1}
-  assert prepare.main(['mimic_cxr', '--root', str(root), '--out', str(tmp_path / 'rest'), '--workers', '1',
-                       '--exclude-ids', str(tmp_path / 'only'), '--vocab-size', '300']) == 0
+  assert _run('mimic_cxr', root, '--out', rest, '--exclude-ids', only) == 0
   assert records.read_card(tmp_path / 'rest')['rows']['left_out'] == {'view': 12, 'excluded_id': 2}
   ids.write_text('\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids)) == 2
@@ -185,7 +185,8 @@ def test_chexpert_plus(tmp_path):
   found = _all(tmp_path)
   assert found['train/patient00001/study1/view1_frontal'].text == (
       'no acute process. no change. the lungs of case 1 are clear.')
-  assert found['train/patient00003/study1/view1_frontal'].text.startswith('no acute process. the heart')
+  whole = found['train/patient00003/study1/view1_frontal'].text  # from its whole report
+  assert whole.startswith('no acute process. the heart')
   assert found['train/patient00001/study1/view1_frontal'].negatives == ('cardiomegaly',)
 
 
@@ -218,7 +219,8 @@ def test_rocov2(tmp_path):
 
 def test_nih(tmp_path):
   card = _made('nih', tmp_path)
-  assert card['rows'] == {'in': 15, 'records': 12, 'merged': 2, 'rejected': {'bad_box': 1}, 'left_out': {}}
+  assert card['rows'] == {
+      'in': 15, 'records': 12, 'merged': 2, 'rejected': {'bad_box': 1}, 'left_out': {}}
   assert card['splits']['test'] == 2 and card['splits']['train'] + card['splits']['val'] == 10
   found = _all(tmp_path)
   heart = found['00000001_001']
@@ -290,8 +292,10 @@ def test_ms_cxr(tmp_path):
   assert card['splits'] == {'train': 0, 'val': 0, 'test': 4}
   example = _all(tmp_path)['687754ce-7420bfd3-0a19911f-a27a3916-0000']
   assert (example.patient, example.labels) == ('10032725', ('cardiomegaly', 'pleural effusion'))
-  assert [p.text for p in example.phrases] == ['moderate cardiomegaly 0', 'left effusion', 'left effusion']
-  np.testing.assert_allclose(example.phrases[0].boxes, [[8 / 64, 20 / 80, 32 / 64, 50 / 80]], rtol=1e-6)
+  assert [p.text for p in example.phrases] == [
+      'moderate cardiomegaly 0', 'left effusion', 'left effusion']
+  np.testing.assert_allclose(
+      example.phrases[0].boxes, [[8 / 64, 20 / 80, 32 / 64, 50 / 80]], rtol=1e-6)
 
 
 def test_ms_cxr_on_resized_pictures_is_refused(tmp_path):
@@ -390,7 +394,8 @@ def test_a_corpus_trains(tmp_path):
 def test_near_duplicates_across_splits_are_reported_or_dropped(tmp_path, capsys):
   root = tmp_path / 'in'
   layouts.folder(root)
-  twin = cv2.resize(layouts.pixels(0), None, fx=1.5, fy=1.5)  # picture 0 of train, larger and darker
+  # Picture 0 of train, larger and darker:
+  twin = cv2.resize(layouts.pixels(0), None, fx=1.5, fy=1.5)
   cv2.imwrite(str(root / 'test/normal/twin.jpg'), (twin * 0.8).astype(np.uint8))
   layouts.text(root / 'test/normal/twin.txt', 'The same lungs once more.')
   assert _run('folder', root) == 0
@@ -399,8 +404,8 @@ def test_near_duplicates_across_splits_are_reported_or_dropped(tmp_path, capsys)
   assert card['rows']['records'] == 13 and '1 pairs (train-test 1)' in capsys.readouterr().out
   [pair] = layouts.lines(tmp_path / 'out/near_duplicates.jsonl')
   assert pair['ids'] == ['train/normal/0.png', 'test/normal/twin.jpg']
-  assert prepare.main(['folder', '--root', str(root), '--out', str(tmp_path / 'dropped'), '--workers', '1',
-                       '--vocab-size', '300', '--drop-near-duplicates']) == 0
+  dropped = str(tmp_path / 'dropped')
+  assert _run('folder', root, '--out', dropped, '--drop-near-duplicates') == 0
   card = records.read_card(tmp_path / 'dropped')
   assert card['rows']['rejected'] == {'near_duplicate': 1} and card['splits']['train'] == 7
   [reject] = layouts.lines(tmp_path / 'dropped/rejects.jsonl')
@@ -451,6 +456,6 @@ def test_short_lines_and_unknown_marks(tmp_path, capsys):
   assert _run('chexpert', root) == 0
   assert _card(tmp_path)['rows']['rejected'] == {'empty_text': 1}
   with open(root / 'test.csv', 'a') as file:
-    file.write('CheXpert-v1.0/test/patient00098/study1/view1_frontal.jpg,Female,68,Frontal,AP,yes\n')
+    file.write('CheXpert-v1.0/test/patient00098/study1/view1_frontal.jpg,F,68,Frontal,AP,yes\n')
   assert _run('chexpert', root) == 2
   assert "test.csv, line 5: Atelectasis is 'yes'" in capsys.readouterr().err

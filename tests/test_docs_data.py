@@ -14,8 +14,8 @@ from plan_jax.data import records
 _ROOT = pathlib.Path(__file__).parents[1]
 _LAYOUTS = {'mimic': lambda root: layouts.mimic_cxr(root, studies=60), 'openi': layouts.openi,
             'chexpert': layouts.chexpert, 'padchest': layouts.padchest, 'rocov2': layouts.rocov2,
-            'vindr-cxr': layouts.vindr, 'rsna': layouts.rsna, 'nih': layouts.nih, 'siim': layouts.siim,
-            'pictures': layouts.folder}
+            'vindr-cxr': layouts.vindr, 'rsna': layouts.rsna, 'nih': layouts.nih,
+            'siim': layouts.siim, 'pictures': layouts.folder}
 
 
 def _commands(document: str) -> list[list[str]]:

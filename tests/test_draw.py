@@ -34,17 +34,17 @@ def test_one_label_alone_and_one_image_a_patient():
 def test_a_list_of_a_corpus_keeps_it_out_of_training(tmp_path, capsys):
   root, ids = tmp_path / 'in', tmp_path / 'ids.txt'
   layouts.mimic_cxr(root)
-  command = ['mimic_cxr', '--root', str(root), '--classes', 'Atelectasis,Consolidation', '--out', str(ids)]
-  assert draw.main([*command, '--per-class', '9']) == 2
+  command = ['mimic_cxr', '--root', str(root), '--out', str(ids), '--classes']
+  assert draw.main([*command, 'Atelectasis,Consolidation', '--per-class', '9']) == 2
   assert 'atelectasis 2, consolidation 0' in capsys.readouterr().err
-  command[4] = 'Atelectasis'
-  assert draw.main([*command, '--per-class', '1']) == 0
+  assert draw.main([*command, 'Atelectasis', '--per-class', '1']) == 0
   assert '1 ids in' in capsys.readouterr().out
   comment, drawn = ids.read_text().splitlines()
   assert comment.startswith('# mimic_cxr, 1 x 1 of split train, seed 0: atelectasis')
-  shared = ['--root', str(root), '--workers', '1', '--vocab-size', '300']
-  assert prepare.main(['mimic_cxr', *shared, '--out', str(tmp_path / 'a'), '--exclude-ids', str(ids)]) == 0
-  assert prepare.main(['mimic_cxr', *shared, '--out', str(tmp_path / 'b'), '--only-ids', str(ids)]) == 0
+  for name, option in (('a', '--exclude-ids'), ('b', '--only-ids')):
+    assert prepare.main([
+        'mimic_cxr', '--root', str(root), '--workers', '1', '--vocab-size', '300', '--out',
+        str(tmp_path / name), option, str(ids)]) == 0
   [example] = records.Records(tmp_path / 'b', 'test')
   assert example.id == drawn and 'atelectasis' in (*example.labels, *example.uncertain)
   patients = {e.patient for split in records.SPLITS for e in records.Records(tmp_path / 'a', split)}

@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def draw(
-    items: Sequence[rows_lib.Item], *, classes: Sequence[str], per_class: int, split: str, seed: int,
+    items: Sequence[rows_lib.Item], *, classes: Sequence[str], per_class: int, split: str,
+    seed: int,
 ) -> list[str]:
   """Ids of `per_class` images of each class, one a patient, sorted.
 

@@ -176,7 +176,8 @@ def add_source(parser: argparse.ArgumentParser, corpus: base.Corpus) -> None:
         help='folder of the CSV files (default: --root)')
   if corpus.texts is base.Texts.FILES:
     parser.add_argument(
-        '--reports', type=pathlib.Path, metavar='DIR', help='folder of the reports (default: --root)')
+        '--reports', type=pathlib.Path, metavar='DIR',
+        help='folder of the reports (default: --root)')
   if corpus.has_views:
     parser.add_argument(
         '--views', choices=list(base.Views), default='frontal',

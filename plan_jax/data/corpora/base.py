@@ -107,7 +107,8 @@ def contents(
     CorpusError: its folders or tables are not as published, or no line is left.
   """
   if not request.root.is_dir():
-    raise CorpusError(f'--root {request.root} is no directory; {corpus.name} needs:\n{corpus.layout}')
+    raise CorpusError(
+        f'--root {request.root} is no directory; {corpus.name} needs:\n{corpus.layout}')
   good, rejects, notes, left_out, total = [], [], [], {}, 0
   has_text = False
   for found in corpus.read(request):

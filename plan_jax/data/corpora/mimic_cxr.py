@@ -16,7 +16,8 @@ _PROBED = 2000  # images looked for to learn which suffix they have
 
 LAYOUT = """\
   files/p10/p10000032/s50414267/02aa804e-....jpg   pictures (MIMIC-CXR-JPG), or .dcm (MIMIC-CXR)
-  files/p10/p10000032/s50414267.txt                reports (mimic-cxr-reports.zip); elsewhere: --reports
+  files/p10/p10000032/s50414267.txt                reports (mimic-cxr-reports.zip);
+                                                   elsewhere: --reports
   mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, and -chexpert.csv.gz or -negbio.csv.gz
                                                    from MIMIC-CXR-JPG; elsewhere: --tables"""
 

@@ -35,7 +35,8 @@ def read(request: base.Request) -> Iterator[base.Found]:
       labels = _list(values['Labels'])
     except ValueError:
       raise base.CorpusError(
-          f'{path}, line {line}: Labels is no list such as [\'normal\']; download it again') from None
+          f"{path}, line {line}: Labels is no list such as ['normal']; download it "
+          'again') from None
     yield base.Line(
         source=path.name, line=line, view=_view(values['Projection']),
         values={

@@ -1,4 +1,4 @@
-"""Published tables: found by name, plain or gzipped, read line by line with their columns checked."""
+"""Published tables: found by name, plain or gzipped, read line by line, their columns checked."""
 
 import csv
 import gzip
