@@ -277,6 +277,20 @@ def test_vindr(tmp_path):
   assert first.negatives == ('pleural effusion', 'pneumonia', 'no finding')
 
 
+def test_an_image_that_lost_its_box_is_no_empty_one(tmp_path):
+  root = tmp_path / 'in'
+  layouts.vindr(root)
+  path = root / 'annotations/annotations_test.csv'
+  lines = path.read_text().splitlines()
+  box = lines[1].split(',')
+  for k, spoilt in enumerate(('60,20,8,60', '8,20,900,60')):  # seen in the table; in the picture
+    path.write_text('\n'.join([lines[0], f'{box[0]},Cardiomegaly,{spoilt}', *lines[2:]]) + '\n')
+    assert _run('vindr', root, '--out', str(tmp_path / str(k))) == 0
+    assert records.read_card(tmp_path / str(k))['rows']['rejected'] == {'bad_box': 1}
+    found = {e.id: e for e in records.Records(tmp_path / str(k), 'test')}
+    assert [e.is_annotated for e in found.values()] == [False, True, True]
+
+
 def test_vindr_box_of_an_unknown_image(tmp_path):
   root = tmp_path / 'in'
   layouts.vindr(root)

@@ -66,7 +66,8 @@ def make(
   example = records.Example(
       id=item.id, image=encoded.tobytes(), text=written, patient=item.patient,
       split=item.split, phrases=tuple(phrases),
-      is_annotated=any(row.is_annotated for row in used),
+      # Where a place was lost, no other one does not mean that there is nothing.
+      is_annotated=not rejects and any(row.is_annotated for row in used),
       **dataclasses.asdict(rows_lib.marks(used)))
   digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
   return rows_lib.Outcome(

@@ -10,6 +10,7 @@ from plan_jax.data import records
 from plan_jax.data import rows as rows_lib
 
 _Reason = rows_lib.Reason
+_BAD_PLACES = {_Reason.BAD_ANNOTATION, _Reason.BAD_BOX, _Reason.BAD_MASK}
 _TRAIN_SHARE, _VAL_SHARE = 0.90, 0.05  # of the patients, where no split is given
 
 
@@ -105,10 +106,18 @@ def assemble(
   """
   groups, conflicts = _group(good)
   items, dropped = _items(groups, root=root, allow_empty_text=allow_empty_text)
+  lost = {reject.id for reject in rejects if reject.reason in _BAD_PLACES}
+  items = [_unlooked(item) if item.id in lost else item for item in items]
   items, more, unknown = _select(items, selection)
   return Contents(
       items=tuple(items), rejects=(*rejects, *conflicts, *dropped), rows=rows,
       notes=(*notes, *unknown), left_out={**left_out, **more})
+
+
+def _unlooked(item: rows_lib.Item) -> rows_lib.Item:
+  """An image that lost a place must not pass for one in which there is nothing."""
+  return dataclasses.replace(item, rows=tuple(
+      dataclasses.replace(row, is_annotated=False) for row in item.rows))
 
 
 def _select(items: Sequence[rows_lib.Item], selection: Selection):

@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 
 _SIDE, _KEPT = 64, 16  # pixels that the cosines are taken of; lowest frequencies a side
-MAX_DISTANCE = 32  # of 256 bits: docs/records.md says what was measured
+MAX_DISTANCE = 32  # of 256 bits: docs/data.md says what was measured
 _BLOCK_BYTES = 2**26
 
 
@@ -60,8 +60,7 @@ def across_splits(
                  disable=total < 10**8, mininterval=1) as bar:
     for k, small in enumerate(order):
       for large in order[k + 1:]:
-        for pair in _near(words, members[small], members[large], max_distance, bar):
-          pairs.append(pair)
+        pairs += _near(words, members[small], members[large], max_distance, bar)
   return sorted(pairs, key=lambda pair: (pair.distance, pair.first, pair.second))
 
 

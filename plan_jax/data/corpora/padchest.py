@@ -8,8 +8,8 @@ import itertools
 import os
 from typing import Iterator
 
-from plan_jax.data.corpora import base
 from plan_jax.data import reports
+from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 
 _FRONTAL = {'PA', 'AP', 'AP_HORIZONTAL'}
