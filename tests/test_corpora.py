@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def _all(tmp_path: pathlib.Path) -> dict[str, records.Example]:
 def test_mimic_cxr(tmp_path, suffix):
   card = _made('mimic_cxr', tmp_path, suffix=suffix)
   assert card['rows'] == {
-      'in': 24, 'records': 12, 'merged': 0, 'rejected': {}, 'left_out': {'view': 12}}
+      'in': 24, 'records': 12, 'merged': 0, 'rejected': {}, 'left_out': {'view_lateral': 12}}
   assert card['splits'] == {'train': 8, 'val': 2, 'test': 2} and card['kind'] == 'mimic_cxr'
   assert card['text']['empty_share'] == 0 and card['labelled'] == 11
   assert str(tmp_path) not in json.dumps(card)
@@ -121,7 +122,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
   assert _run('mimic_cxr', root, '--dry-run') == 0
   printed = capsys.readouterr().out
   assert 'images        11 (train 7, val 2, test 2), 11 with a report' in printed
-  assert 'missing_file           1' in printed and 'view                   12' in printed
+  assert 'missing_file           1' in printed and 'view_lateral           12' in printed
   assert not (tmp_path / 'out').exists()
   assert _run('mimic_cxr', root, '--dry-run', '--strict') == 1
 
@@ -135,13 +136,13 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert '--exclude-ids: 1 of 2 ids name no image here, for example absent' in printed
   card = _card(tmp_path)
-  assert card['rows']['left_out'] == {'view': 12, 'excluded_id': 2, 'limit': 3}  # the patient's two
+  assert card['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2, 'limit': 3}  # the patient's two
   assert '10000032' not in {e.patient for e in _all(tmp_path).values()}
   only, rest = str(tmp_path / 'only'), str(tmp_path / 'rest')
   assert _run('mimic_cxr', root, '--out', only, '--only-ids', str(ids)) == 0
   assert records.read_card(tmp_path / 'only')['splits'] == {'train': 0, 'val': 0, 'test': 1}
   assert _run('mimic_cxr', root, '--out', rest, '--exclude-ids', only) == 0
-  assert records.read_card(tmp_path / 'rest')['rows']['left_out'] == {'view': 12, 'excluded_id': 2}
+  assert records.read_card(tmp_path / 'rest')['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2}
   ids.write_text('\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids)) == 2
   assert 'is empty' in capsys.readouterr().err
@@ -154,7 +155,7 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
 def test_openi(tmp_path, kind):
   card = _made('openi', tmp_path, kind=kind)
   assert card['rows'] == {'in': 25, 'records': 12, 'merged': 0, 'rejected': {'missing_column': 1},
-                          'left_out': {'view': 12}}
+                          'left_out': {'view_lateral': 12}}
   example = _all(tmp_path)['CXR2_IM-0002-1001']
   assert example.text == 'no acute disease. the heart of case 2 is normal. are clear.'
   assert (example.patient, example.labels) == ('CXR2', ('cardiomegaly',))
@@ -181,7 +182,7 @@ def test_openi_names_are_one_name():
 def test_chexpert_plus(tmp_path):
   card = _made('chexpert', tmp_path)
   assert card['splits'] == {'train': 8, 'val': 2, 'test': 1}
-  assert card['rows']['left_out'] == {'view': 11} and card['text']['empty_share'] == 0
+  assert card['rows']['left_out'] == {'view_lateral': 11} and card['text']['empty_share'] == 0
   found = _all(tmp_path)
   assert found['train/patient00001/study1/view1_frontal'].text == (
       'no acute process. no change. the lungs of case 1 are clear.')
@@ -201,7 +202,7 @@ def test_chexpert_alone_has_labels_only(tmp_path, capsys):
 
 def test_padchest(tmp_path):
   card = _made('padchest', tmp_path)
-  assert card['rows']['records'] == 6 and card['rows']['left_out'] == {'view': 6}
+  assert card['rows']['records'] == 6 and card['rows']['left_out'] == {'view_lateral': 3, 'view_other': 3}
   example = _all(tmp_path)['216840111366964012768025509942010110150212424_00-002-039']
   assert example.text == 'sin hallazgos patologicos en el caso 0. senos costofrenicos libres.'
   assert example.labels == ('normal', 'pleural effusion')
@@ -473,3 +474,25 @@ def test_short_lines_and_unknown_marks(tmp_path, capsys):
     file.write('CheXpert-v1.0/test/patient00098/study1/view1_frontal.jpg,F,68,Frontal,AP,yes\n')
   assert _run('chexpert', root) == 2
   assert "test.csv, line 5: Atelectasis is 'yes'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('manifests, options, rows', [
+    (('cohen_cxr/image_text', 'cohen_cxr/localisation'), (),
+     {'in': 438, 'records': 248, 'merged': 182, 'rejected': {'empty_text': 8}}),
+    (('rocov2_sample/image_text',), ('--label-key', 'labels.names'),
+     {'in': 700, 'records': 700, 'merged': 0, 'rejected': {}}),
+    (('nih_cxr14/labels', 'nih_cxr14/localisation'), ('--allow-empty-text',),
+     {'in': 1301, 'records': 1265, 'merged': 36, 'rejected': {}}),
+    (('mednist_64/labels',), ('--allow-empty-text',),
+     {'in': 1211, 'records': 1211, 'merged': 0, 'rejected': {}}),
+])
+def test_counts_of_real_packs(tmp_path, manifests, options, rows):
+  data = os.environ.get('PLAN_JAX_DATA')
+  paths = [pathlib.Path(data or '') / f'{name}.jsonl' for name in manifests]
+  if not data or not all(path.is_file() for path in paths):
+    pytest.skip(f'PLAN_JAX_DATA with {", ".join(manifests)} is not set')
+  assert prepare.main([
+      'manifest', *(part for path in paths for part in ('--manifest', str(path))), '--out',
+      str(tmp_path / 'out'), '--size', '64', '--vocab-size', '300', *options]) == 0
+  assert _card(tmp_path)['rows'] == {**rows, 'left_out': {}}
+  assert inspect.main([str(tmp_path / 'out')]) == 0

@@ -119,7 +119,8 @@ def contents(
     if isinstance(found, rows_lib.Reject):
       rejects.append(found)
       continue
-    reason = found.left_out or ('' if _is_wanted(found.view, request.views) else 'view')
+    reason = found.left_out or (
+        '' if _is_wanted(found.view, request.views) else f'view_{found.view}')
     if reason:
       left_out[reason] = left_out.get(reason, 0) + 1
       continue
