@@ -20,6 +20,7 @@ from plan_jax.data import prepare
 from plan_jax.data import records
 from plan_jax.data.corpora import openi
 import tiny
+import tiny_dicom
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -496,3 +497,18 @@ def test_counts_of_real_packs(tmp_path, manifests, options, rows):
       str(tmp_path / 'out'), '--size', '64', '--vocab-size', '300', *options]) == 0
   assert _card(tmp_path)['rows'] == {**rows, 'left_out': {}}
   assert inspect.main([str(tmp_path / 'out')]) == 0
+
+
+def test_dicom_of_every_shipped_syntax(tmp_path):
+  """pydicom's own files: each becomes a record, or a reject that says why."""
+  root = tmp_path / 'in'
+  root.mkdir()
+  paths = sorted(pathlib.Path(tiny_dicom.SHIPPED).glob('*.dcm'))
+  for path in paths:
+    (root / path.name).write_bytes(path.read_bytes())
+    layouts.text(root / f'{path.stem}.txt', 'Impression: a picture of the chest.')
+  assert _run('folder', root) == 0
+  card = _card(tmp_path)
+  assert card['rows']['in'] == len(paths) > 50 and card['rows']['records'] > 20
+  assert set(card['rows']['rejected']) <= {
+      'unreadable_image', 'duplicate_picture', 'oversized_image'}
