@@ -1,12 +1,14 @@
 """DICOM to grey values: hand-computed ones, and each transfer syntax that pydicom ships."""
 
-import io
 import json
 import logging
 import os
 import pathlib
+import struct
 import warnings
+import zlib
 
+import cv2
 import imagecodecs
 import numpy as np
 from PIL import Image
@@ -27,7 +29,8 @@ _RAMP = np.array([[0, 1000, 2000], [3000, 4000, 4095]], np.uint16)
 
 
 def _grey(tmp_path, pixels, **options) -> list:
-  return dicom.read_grey(tiny_dicom.save(tmp_path / 'x.dcm', np.asarray(pixels), **options)).tolist()
+  path = tiny_dicom.save(tmp_path / 'x.dcm', np.asarray(pixels), **options)
+  return dicom.read_grey(path).tolist()
 
 
 def _shipped(name: str) -> str:
@@ -214,8 +217,8 @@ def test_each_shipped_file_is_read_or_says_why_not():
   assert set(read) == {
       uid_lib.ImplicitVRLittleEndian, uid_lib.ExplicitVRLittleEndian, uid_lib.ExplicitVRBigEndian,
       uid_lib.DeflatedExplicitVRLittleEndian, uid_lib.RLELossless, uid_lib.JPEGBaseline8Bit,
-      uid_lib.JPEGExtended12Bit, uid_lib.JPEGLosslessSV1, uid_lib.JPEGLSLossless, uid_lib.JPEGLSNearLossless,
-      uid_lib.JPEG2000, uid_lib.JPEG2000Lossless}
+      uid_lib.JPEGExtended12Bit, uid_lib.JPEGLosslessSV1, uid_lib.JPEGLSLossless,
+      uid_lib.JPEGLSNearLossless, uid_lib.JPEG2000, uid_lib.JPEG2000Lossless}
   assert '30 frames' in refused['examples_ybr_color.dcm']
   assert 'PixelData is absent' in refused['rtplan.dcm'] or 'Columns' in refused['rtplan.dcm']
   assert 'less than expected' in refused['MR_truncated.dcm']
@@ -337,8 +340,27 @@ def test_prepare_and_inference_read_dicom_like_png(tmp_path):
     np.testing.assert_array_equal(inference.read_image(image, name='x'), expected)
 
 
-def test_png_of_16_bits():
-  """Grey, deeper than eight bits: the same scale as a DICOM without a window."""
-  buffer = io.BytesIO()
-  Image.fromarray(_RAMP).save(buffer, 'PNG')
-  assert decode.read_grey(buffer.getvalue(), name='x').tolist() == [[0, 62, 125], [187, 249, 255]]
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_png_of_16_bits(tmp_path, channels):
+  """Deeper than eight bits, grey or colour: the scale of a DICOM without a window."""
+  deep = _RAMP if channels == 1 else np.dstack([_RAMP] * 3 + [_RAMP * 0 + 65535] * (channels - 3))
+  assert cv2.imwrite(str(tmp_path / 'x.png'), deep)
+  data = (tmp_path / 'x.png').read_bytes()
+  for source in (str(tmp_path / 'x.png'), data):
+    assert decode.read_grey(source, name='x').tolist() == [[0, 62, 125], [187, 249, 255]]
+  with pytest.raises(decode.DecodeError) as caught:
+    decode.read_grey(data[:-30], name='x')
+  assert caught.value.reason is rows.Reason.UNREADABLE_IMAGE
+
+
+def test_png_of_16_bits_grey_with_alpha():
+  """Pillow cannot write one: the chunks by hand."""
+  raw = b''.join(b'\0' + b''.join(struct.pack('>HH', value, 65535) for value in row)
+                 for row in _RAMP.tolist())
+
+  def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+  data = (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 3, 2, 16, 4, 0, 0, 0)) +
+          chunk(b'IDAT', zlib.compress(raw)) + chunk(b'IEND', b''))
+  assert decode.read_grey(data, name='x').tolist() == [[0, 62, 125], [187, 249, 255]]

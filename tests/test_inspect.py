@@ -115,12 +115,14 @@ def test_phantoms_and_what_prepare_writes_pass(tmp_path):
     ({3: {'image': _image(3)[:300]}}, ['record 3 (idmark3): image: ']),
     ({3: {'image': b''}}, ['record 3 (idmark3): image: ']),
     ({3: {'image': _image(3, width=60), 'phrases': ()}},
-     ['record 3 (idmark3): image of 60 x 30 pixels where the card says at most 40', 'images / stored']),
+     ['record 3 (idmark3): image of 60 x 30 pixels where the card says at most 40',
+      'images / stored']),
     ({3: {'id': 'idmark1'}}, ['record 3 (idmark1): has the same id as record 1 of ']),
     ({3: {'id': ''}}, ['record 3: has no id']),
     ({3: {'patient': ''}}, ['record 3 (idmark3): has no patient']),
     ({4: {'patient': 'patientmark3'}}, [
-        "test.array_record-00000-of-00001, record 0 (idmark4): its patient is in split 'train' too"]),
+        "test.array_record-00000-of-00001, record 0 (idmark4): its patient is in split "
+        "'train' too"]),
     ({3: {'phrases': (_phrase(box=(0.1, 0.2, 1.5, 0.6)),)}},
      ['phrase 0: box [0.1, 0.2, 1.5, 0.6] is not within 0..1']),
     ({3: {'phrases': (_phrase(box=(0.1, float('nan'), 0.5, 0.6)),)}}, ['is not within 0..1']),
@@ -148,12 +150,14 @@ def test_faults_of_records(tmp_path, capsys, faults, expected):
 
 @pytest.mark.parametrize('change, expected', [
     (lambda card: card.update(content_hash='0' * 64), 'content hash 0000000000000000, but the'),
-    (lambda card: card['splits'].update(train=17), 'splits / train: the card says 17, the records give'),
+    (lambda card: card['splits'].update(train=17),
+     'splits / train: the card says 17, the records give'),
     (lambda card: card['text']['words'].update(max=9), 'text / words / max: the card says 9'),
     (lambda card: card['text'].update(empty_share=0), 'text / empty_share: the card says 0'),
     (lambda card: card['class_counts']['edema'].update(test=0), 'class_counts / edema / test: the'),
     (lambda card: card['phrases'].update(boxes=1), 'phrases / boxes: the card says 1'),
-    (lambda card: card['images']['stored']['width'].update(max=1), 'images / stored / width / max: '),
+    (lambda card: card['images']['stored']['width']
+     .update(max=1), 'images / stored / width / max: '),
     (lambda card: card['rows'].update(merged=5), '20 rows in, but 20 records, 5 joined, 0'),
     (lambda card: card.update(vocab_hash='0'), 'vocab.txt: is not the vocabulary'),
 ])

@@ -87,8 +87,8 @@ def test_headings_within_a_line():
 
 
 def test_what_is_no_heading_stays_in_its_section():
-  text = ('Heart is large.\nLUNGS: Clear.\nCOMPRESSION: None of L2.\nTip at 3 cm: good, as for this\n'
-          'study: no change at 5:30: still good.')
+  text = ('Heart is large.\nLUNGS: Clear.\nCOMPRESSION: None of L2.\n'
+          'Tip at 3 cm: good, as for this\nstudy: no change at 5:30: still good.')
   assert reports.sections(f'FINDINGS:\n{text}') == {Section.FINDINGS: text}
 
 
@@ -119,6 +119,12 @@ def test_a_first_reading_is_kept_apart():
 ])
 def test_without_findings_and_impression_the_last_paragraphs(report, text):
   assert reports.report_text(report, options=reports.Options()) == text
+
+
+def test_a_title_is_kept_apart():
+  assert reports.sections('CHEST RADIOGRAPH\n\nINDICATION: Cough.\n\nClear lungs.') == {
+      Section.EXAMINATION: 'CHEST RADIOGRAPH', Section.INDICATION: 'Cough.',
+      Section.UNTITLED: 'Clear lungs.'}
 
 
 def test_no_section_leaks_into_another():

@@ -11,7 +11,8 @@ import os
 from typing import Iterator
 import warnings
 
-from jaxtyping import UInt8
+import cv2
+from jaxtyping import UInt8, UInt16
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
@@ -72,6 +73,8 @@ def read_grey(source: str | bytes, *, name: str) -> UInt8[np.ndarray, 'h w']:
       _check_size(header.width, header.height, name=name)
       return dicom.read_grey(source)
   with opened(source, name=name) as picture:
+    if _is_deep_colour(picture):
+      return _to_eight_bits(_read_deep(source))
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith(('I', 'F')):
       return _to_eight_bits(np.asarray(upright))
@@ -100,6 +103,21 @@ def _check_size(width: int, height: int, *, name: str) -> None:
   if width * height > MAX_PIXELS:
     raise DecodeError(
         rows.Reason.OVERSIZED_IMAGE, f'{name}: {width} x {height} pixels, {_TOO_LARGE}')
+
+
+def _is_deep_colour(picture: Image.Image) -> bool:
+  """A PNG of 16 bits a channel, of which Pillow would keep the upper 8: often all black."""
+  return picture.format == 'PNG' and picture.mode in ('RGB', 'RGBA', 'LA') and (
+      str(picture.tile[0].args).endswith(';16B'))
+
+
+def _read_deep(source: str | bytes) -> UInt16[np.ndarray, 'h w']:
+  data = np.fromfile(source, np.uint8) if isinstance(source, str) else np.frombuffer(
+      source, np.uint8)
+  pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+  if pixels is None:
+    raise ValueError('damaged')
+  return pixels
 
 
 def _to_eight_bits(pixels: np.ndarray) -> UInt8[np.ndarray, 'h w']:

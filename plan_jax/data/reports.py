@@ -130,7 +130,8 @@ _INLINE = sorted(
 # "CHEST, PA AND LATERAL:" stands over the findings.
 _VIEWS = re.compile(
     r'\b(?:CHEST|PORTABLE|RADIOGRAPHS?|VIEWS?|LATERAL|FRONTAL|UPRIGHT|RIBS|PA|AP)\b')
-_TYPING_ERROR = 0.87  # likeness of "FINIDNGS" to "FINDINGS"; "COMPRESSION" is less like "IMPRESSION"
+# Likeness of "FINIDNGS" to "FINDINGS"; "COMPRESSION" is less like "IMPRESSION".
+_TYPING_ERROR = 0.87
 
 _LINE = re.compile(
     r"^[ \t]*(?P<name>[A-Za-z](?:[A-Za-z0-9 \t()/,&#.'_-]|(?<=\d):(?=\d)){2,70}?)[ \t]*:(?!\d)",
@@ -241,8 +242,9 @@ def _section_of(name: str, *, alone: bool) -> Section | None:
 
 
 def _with_last_paragraphs(blocks: list[tuple[Section, str]]) -> list[tuple[Section, str]]:
-  """Moves what follows the first paragraph of the last section into UNTITLED."""
-  aside = (Section.WET_READ, Section.NOTIFICATION, Section.RECOMMENDATION, Section.ADDENDUM)
+  """Makes what follows the first paragraph of the last section UNTITLED."""
+  aside = (Section.WET_READ, Section.NOTIFICATION, Section.RECOMMENDATION, Section.ADDENDUM,
+           Section.OTHER)
   last = next((i for i in reversed(range(len(blocks)))
                if blocks[i][1] and blocks[i][0] not in aside), None)
   if last is None:
@@ -251,12 +253,11 @@ def _with_last_paragraphs(blocks: list[tuple[Section, str]]) -> list[tuple[Secti
   first, *rest = _PARAGRAPH.split(text)
   if not rest:
     return blocks
-  # What came before under no heading is a title, and no part of the text.
-  others = [(other, words) for other, words in blocks if other is not Section.UNTITLED]
-  if section is not Section.UNTITLED:
-    place = others.index((section, text))
-    others[place] = (section, first)
-  return [*others, (Section.UNTITLED, '\n\n'.join(rest))]
+  blocks = [*blocks[:last], (section, first), *blocks[last + 1:]]
+  # What stands at the top under no heading is a title, and no part of the text.
+  titled = [(Section.EXAMINATION if other is Section.UNTITLED else other, words)
+            for other, words in blocks]
+  return [*titled, (Section.UNTITLED, '\n\n'.join(rest))]
 
 
 def _has_words(text: str) -> bool:

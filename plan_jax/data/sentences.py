@@ -22,7 +22,8 @@ _RARELY_LAST = frozenset(  # not where the text goes on in small letters
 _BEFORE_NUMBER = frozenset(['no', 'nos', 'fig', 'se', 'im'])
 
 # A mark with all that is joined to it: "x-XXXX", "___-year-old".
-_MARK = re.compile(r"(?:\[\*\*.*?\*\*\]|[\w'’-]*(?:X{3,}|__)[\w'’-]*)+")
+_MARK = re.compile(
+    r"(?:\[\*\*.*?\*\*\]|(?<![\w'’-])[\w'’-]*(?:X{3,}|__)[\w'’-]*)+")
 _EMPTY = re.compile(r'\(\s*\)|\[\s*\]')
 _LOOSE = re.compile(r'\s+([.,;:?!)])')
 _WORD = re.compile(r'[^\W_]+')

@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+import tqdm
+
 from plan_jax.data import items as items_lib
 from plan_jax.data import records
 from plan_jax.data import rows as rows_lib
@@ -48,11 +50,12 @@ def print_dry_run(contents: items_lib.Contents) -> int:
 
   Files are looked for, not opened.
   """
-  print('Looking for the files', flush=True)
   reasons = collections.Counter(str(reject.reason) for reject in contents.rejects)
   splits, classes = collections.Counter(), collections.Counter()
   missing, with_report = [], 0
-  for item in contents.items:
+  for item in tqdm.tqdm(
+      contents.items, desc='looking for the files', unit='image', dynamic_ncols=True,
+      mininterval=0.2 if os.isatty(2) else 10):
     absent = [path for path in rows_lib.files(item) if not os.path.isfile(path)]
     if absent:
       missing.append(absent[0])
