@@ -145,6 +145,7 @@ def _add_manifest(commands):
       '--label-key', action='append', default=[], metavar='KEY',
       help="column of the classes; 'a.b' for key b of a mapping in column a; several are "
       'joined (default: labels, or label)')
+  _add_allow_empty_text(parser)
   _add_choice(parser)
 
 
@@ -163,6 +164,8 @@ def _add_corpus(commands, corpus: base.Corpus):
       description=f'Records of {corpus.title}.\n\nBelow --root, as published:\n{corpus.layout}')
   _add_shared(parser, size=256, size_help=_SIZE_HELP)
   add_source(parser, corpus)
+  if corpus.texts is not base.Texts.NONE:
+    _add_allow_empty_text(parser)
   _add_choice(parser)
 
 
@@ -220,10 +223,13 @@ def _add_shared(parser: argparse.ArgumentParser, *, size: int, size_help: str):
       '--preview', default='', metavar='FILE', help='also draw a contact sheet (PNG)')
 
 
-def _add_choice(parser: argparse.ArgumentParser):
+def _add_allow_empty_text(parser: argparse.ArgumentParser):
   parser.add_argument(
       '--allow-empty-text', action='store_true',
       help='keep images without a report (evaluation sets)')
+
+
+def _add_choice(parser: argparse.ArgumentParser):
   parser.add_argument(
       '--dry-run', action='store_true', help='count and look for the files; write nothing')
   parser.add_argument(

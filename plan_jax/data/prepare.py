@@ -75,7 +75,7 @@ def _run_manifest(options: argparse.Namespace) -> int:
 def _run_corpus(options: argparse.Namespace) -> int:
   corpus = corpora.CORPORA[options.command]
   request = options_lib.request(options)
-  allow_empty_text = options.allow_empty_text or corpus.texts is base.Texts.NONE
+  allow_empty_text = corpus.texts is base.Texts.NONE or options.allow_empty_text
   selection = _selection(options)
   contents = base.contents(
       corpus, request, allow_empty_text=allow_empty_text, selection=selection)
