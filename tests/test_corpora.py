@@ -137,13 +137,15 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert '--exclude-ids: 1 of 2 ids name no image here, for example absent' in printed
   card = _card(tmp_path)
-  assert card['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2, 'limit': 3}  # the patient's two
+  # The patient's two, of which one is listed:
+  assert card['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2, 'limit': 3}
   assert '10000032' not in {e.patient for e in _all(tmp_path).values()}
   only, rest = str(tmp_path / 'only'), str(tmp_path / 'rest')
   assert _run('mimic_cxr', root, '--out', only, '--only-ids', str(ids)) == 0
   assert records.read_card(tmp_path / 'only')['splits'] == {'train': 0, 'val': 0, 'test': 1}
   assert _run('mimic_cxr', root, '--out', rest, '--exclude-ids', only) == 0
-  assert records.read_card(tmp_path / 'rest')['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2}
+  left_out = records.read_card(rest)['rows']['left_out']
+  assert left_out == {'view_lateral': 12, 'excluded_id': 2}
   ids.write_text('\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids)) == 2
   assert 'is empty' in capsys.readouterr().err
@@ -203,7 +205,8 @@ def test_chexpert_alone_has_labels_only(tmp_path, capsys):
 
 def test_padchest(tmp_path):
   card = _made('padchest', tmp_path)
-  assert card['rows']['records'] == 6 and card['rows']['left_out'] == {'view_lateral': 3, 'view_other': 3}
+  assert card['rows']['records'] == 6
+  assert card['rows']['left_out'] == {'view_lateral': 3, 'view_other': 3}
   example = _all(tmp_path)['216840111366964012768025509942010110150212424_00-002-039']
   assert example.text == 'sin hallazgos patologicos en el caso 0. senos costofrenicos libres.'
   assert example.labels == ('normal', 'pleural effusion')
