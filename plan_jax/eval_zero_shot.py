@@ -27,6 +27,8 @@ from plan_jax import prompts as prompts_lib
 from plan_jax.data import columns
 from plan_jax.data import manifest as manifest_lib
 from plan_jax.data import records as records_lib
+from plan_jax.data import rows as rows_lib
+from plan_jax.tasks import targets
 from plan_jax.tasks import zero_shot
 
 RESULT_NAME = 'zero_shot.json'
@@ -38,12 +40,12 @@ class EvalError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled:
-  """An image with its positive labels; `image` is a path or encoded bytes."""
+  """An image with its classes (`targets.classes_of`); `image` is a path or encoded bytes."""
 
   name: str
   image: str | bytes
   patient: str
-  labels: tuple[str, ...]
+  labels: frozenset[str] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class _RecordImages(Sequence):
     example = self._records[index]
     return Labelled(
         name=f'image of record {example.id!r}', image=example.image,
-        patient=example.patient or example.id, labels=example.labels)
+        patient=example.patient or example.id, labels=targets.classes_of(example))
 
 
 def from_records(directory: str, *, split: str) -> Source:
@@ -104,8 +106,8 @@ def from_manifest(path: str, *, label_keys: Sequence[str], split: str) -> Source
   split = split or ('test' if has_splits else 'all')
   images, known = [], set()
   for item in contents.items:
-    labels = tuple(dict.fromkeys(label for row in item.rows for label in row.labels))
-    known.update(labels)
+    labels = targets.classes_of(rows_lib.marks(item.rows))
+    known.update(labels or ())
     if split not in ('all', item.split):
       continue
     if not os.path.isfile(item.image):

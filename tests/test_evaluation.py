@@ -1,5 +1,6 @@
 """Evaluation on records: the fixed shape, the truth in the frame, the draw."""
 
+import dataclasses
 import json
 import types
 
@@ -15,6 +16,8 @@ from plan_jax.data import records as records_lib
 from plan_jax.objectives import matching
 from plan_jax.tasks import cases
 from plan_jax.tasks import examples as examples_lib
+from plan_jax.tasks import heads
+from plan_jax.tasks import targets
 from plan_jax.tasks import zero_shot
 
 CLASSES = ('effusion', 'no finding')
@@ -255,7 +258,30 @@ def test_class_scores_are_ensembles_and_word_matches():
 
 def test_unlabelled_images_are_left_out_and_counted():
   got = zero_shot.figures(
-      np.array([[1.0], [0.0], [1.0]]), classes=_classes(effusion=(('effusion',), ())),
-      labels=[['Effusion'], ['Gout'], []], patients=['a', 'b', 'c'], with_words=False, replicates=50)
+      np.array([[1.0], [0.0], [1.0], [0.5]]), classes=_classes(effusion=(('effusion',), ())),
+      labels=[{'effusion'}, {'gout'}, None, frozenset()], patients=['a', 'b', 'c', 'd'],
+      with_words=False, replicates=50)
   assert got['unlabelled'] == 1 and got['labels_without_prompts'] == ['gout']
-  assert got['classes']['effusion']['n'] == 2 and got['macro_auroc']['value'] == 1.0
+  # The fourth has only negative marks: labelled, and not an effusion.
+  assert got['classes']['effusion']['n'] == 3 and got['macro_auroc']['value'] == 1.0
+
+
+def _marked(i, **marks):
+  return dataclasses.replace(_example(i), **{'labels': (), **marks})
+
+
+def test_marks_become_classes():
+  assert targets.classes_of(_marked(0)) is None
+  assert targets.classes_of(_marked(0, negatives=('Edema',))) == frozenset()
+  assert targets.classes_of(_marked(
+      0, labels=('Lung_Opacity',), uncertain=('Pleural Effusion', 'cardiomegaly'))) == {
+          'lung opacity', 'pleural effusion'}
+
+
+def test_images_that_nobody_looked_at_are_not_empty_ones():
+  examples = [_example(0), _example(1), dataclasses.replace(_example(3), is_annotated=True)]
+  data = examples_lib.Encoded(examples=examples, images=None, reports=None, reported=())
+  kept, groups = heads._places(data)
+  assert [example.id for example in kept] == ['r0', 'r3'] and groups == ['p0', 'r3']
+  with pytest.raises(examples_lib.EvaluationError, match='nobody looked'):
+    heads._places(dataclasses.replace(data, examples=examples[1:2]))

@@ -158,7 +158,7 @@ def test_faults_of_records(tmp_path, capsys, faults, expected):
     (lambda card: card['phrases'].update(boxes=1), 'phrases / boxes: the card says 1'),
     (lambda card: card['images']['stored']['width']
      .update(max=1), 'images / stored / width / max: '),
-    (lambda card: card['rows'].update(merged=5), '20 rows in, but 20 records, 5 joined and 0'),
+    (lambda card: card['rows'].update(merged=5), '20 rows in, but 20 records, 5 joined, 0'),
     (lambda card: card.update(vocab_hash='0'), 'vocab.txt: is not the vocabulary'),
 ])
 def test_counts_that_differ_from_the_card(sound, tmp_path, change, expected):

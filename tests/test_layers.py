@@ -12,7 +12,8 @@ LEVELS = [  # a module imports only from its own level and those above it in thi
     {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
      'page', 'probes', 'tasks'},
-    {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.inspect'},
+    {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw',
+     'data.inspect'},
 ]
 OWNERS = {  # each heavy dependency has one owner
     'grain': {'plan_jax.data.pipeline'},
@@ -22,7 +23,7 @@ OWNERS = {  # each heavy dependency has one owner
     'tensorboardX': {'plan_jax.metrics'},
     'tokenizers': {'plan_jax.data.tokenize'},
     'ml_collections': {'plan_jax.config', 'plan_jax.train'},
-    'matplotlib': {'plan_jax.report', 'plan_jax.data.phantom.sheet'},
+    'matplotlib': {'plan_jax.report'},
     'jinja2': {'plan_jax.page.render'},
     'markupsafe': {'plan_jax.page.render'},
     'sklearn': {'plan_jax.evals.zero_shot', 'plan_jax.evals.linear_probe'},

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from plan_jax.data import columns
+from plan_jax.data import items
 from plan_jax.data import manifest
 from plan_jax.data import rows
 
@@ -132,6 +133,29 @@ def test_labels(tmp_path, row, keys, expected):
   assert contents.items[0].rows[0].labels == expected
 
 
+def test_marks_of_a_mapping(tmp_path):
+  path = _write(
+      tmp_path / 'm.jsonl',
+      {'image': 'a.jpg', 'text': 'x',
+       'labels': {'Edema': 1, 'Mass': 0.0, 'Nodule': -1, 'Cyst': None, 'Rib': math.nan}},
+      {'image': 'a.jpg', 'labels': {'Mass': 1, 'Nodule': 0, 'Hernia': 0}},
+      {'image': 'b.jpg', 'text': 'x', 'labels': {'age': 57}})
+  contents = _read(path)
+  first, second = contents.items[0].rows
+  assert (first.labels, first.negatives, first.uncertain) == (('edema',), ('mass',), ('nodule',))
+  joined = rows.marks([first, second])  # present before uncertain before absent
+  assert (joined.labels, joined.negatives, joined.uncertain) == (
+      ('edema', 'mass'), ('hernia',), ('nodule',))
+  assert _reasons(contents) == [(3, Reason.BAD_VALUE)]
+  assert '57 is no mark' in contents.rejects[0].detail
+
+
+def test_an_empty_list_of_annotations_says_that_someone_looked(tmp_path):
+  path = _write(
+      tmp_path / 'm.csv', 'image,text,annotations', 'a.png,x,[]', 'b.png,x,')
+  assert [item.rows[0].is_annotated for item in _read(path).items] == [True, False]
+
+
 def test_mapping_of_labels_is_pointed_out(tmp_path):
   path = _write(
       tmp_path / 'm.jsonl', {'image': 'a.jpg', 'text': 'x', 'labels': {'finding': 'A', 'age': '3'}})
@@ -186,10 +210,10 @@ def test_patient_stays_in_one_split(tmp_path):
 
 
 def test_split_by_hash_is_90_5_5_and_fixed(tmp_path):
-  splits = [manifest.split_of(f'patient {i}') for i in range(4000)]
+  splits = [items.split_of(f'patient {i}') for i in range(4000)]
   assert 0.88 < splits.count('train') / 4000 < 0.92
   assert 0.04 < splits.count('val') / 4000 < 0.06
-  assert splits[:6] == [manifest.split_of(f'patient {i}') for i in range(6)]
+  assert splits[:6] == [items.split_of(f'patient {i}') for i in range(6)]
   path = _write(tmp_path / 'm.jsonl', *(
       {'image': f'{i}.jpg', 'text': 'x', 'patient': f'{i // 4}'} for i in range(80)))
   by_patient = {}

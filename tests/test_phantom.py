@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from plan_jax.data import phantom
+from plan_jax.data import sheet
 from plan_jax.data.phantom import frame as frames
 from plan_jax.data.phantom import latent
 from plan_jax.data.phantom import render
@@ -238,7 +239,7 @@ def test_neither_statistics_nor_coarse_pixels_give_the_findings_away():
 
 
 def test_preview_draws_all_pairs(tmp_path):
-  phantom.preview(tmp_path / 'sheet.png', seed=0, count=4, size=96)
+  sheet.write(tmp_path / 'sheet.png', [phantom.example(i, seed=0, size=96) for i in range(4)])
   page = cv2.imread(str(tmp_path / 'sheet.png'))
   columns = page.reshape(page.shape[0], 4, -1).max(axis=(0, 2))
   assert (columns > 100).all()

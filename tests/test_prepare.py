@@ -78,13 +78,15 @@ def test_pairs_become_records(tmp_path, capsys):
   assert (train[2].labels, train[3].labels) == ((), ('odd',))
   assert train[3].text == 'Report number 3 of lungs.'
   card = records.read_card(out)
-  assert card['rows'] == {'in': 20, 'records': 20, 'merged': 0, 'rejected': {}}
+  assert card['rows'] == {
+      'in': 20, 'records': 20, 'merged': 0, 'rejected': {}, 'left_out': {}}
   assert card['shards'] == {'train': [9, 9], 'val': [], 'test': [2]}
   assert card['text'] == {'words': {'median': 5, 'p95': 5, 'max': 5}, 'empty_share': 0}
   assert card['images']['stored']['width'] == {'min': 48, 'median': 48, 'max': 48}
   assert str(tmp_path) not in json.dumps(card)
   assert sorted(path.name for path in out.iterdir()) == sorted([
-      'dataset.json', 'dataset_info.json', 'features.json', 'rejects.jsonl', 'vocab.txt',
+      'dataset.json', 'dataset_info.json', 'features.json', 'near_duplicates.jsonl', 'rejects.jsonl',
+      'vocab.txt',
       *records.shard_names('train', 2), *records.shard_names('test', 1)])
 
 
@@ -284,7 +286,7 @@ def test_bad_pictures_are_rejected_one_by_one(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert 'rejected      9' in printed and 'unreadable_image       4' in printed
   assert records.read_card(tmp_path / 'out')['rows'] == {
-      'in': 10, 'records': 1, 'merged': 0, 'rejected': {
+      'in': 10, 'records': 1, 'merged': 0, 'left_out': {}, 'rejected': {
           'duplicate_picture': 1, 'missing_file': 2, 'oversized_image': 2, 'unreadable_image': 4}}
 
 
@@ -429,3 +431,18 @@ def test_real_collections_go_through_together(tmp_path):
   counts = records.read_card(out)['rows']
   assert counts['in'] == rows == counts['records'] + sum(counts['rejected'].values())
   assert counts['records'] > 0.95 * rows
+
+
+def test_phantoms_of_format_1_are_recognised(tmp_path, capsys):
+  command = ['phantom', '--pairs', '4', '--seed', '3', '--size', '64', '--vocab-size', '300', '--workers',
+             '1', '--out', str(tmp_path / 'out')]
+  assert prepare.main(command) == 0
+  card = json.loads((tmp_path / 'out/dataset.json').read_text())
+  # What the release that wrote format 1 put there; falls with phantom.VERSION 2.
+  card |= {'format_version': 1, 'fingerprint': 'b1ccd0c0d1aad0d23ca05b43705b17c3ff10cf0b55643985f03adc549411ddee'}
+  del card['options']['near_duplicates'], card['rows']['left_out'], card['near_duplicates']
+  (tmp_path / 'out/dataset.json').write_text(json.dumps(card))
+  assert prepare.main(command) == 0
+  assert 'holds exactly these records already' in capsys.readouterr().out
+  assert prepare.main(command[:2] + ['5'] + command[3:]) == 2
+  assert 'records of format 1, written by an earlier release' in capsys.readouterr().err

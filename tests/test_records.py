@@ -1,5 +1,6 @@
 """Records: encoding, random access, tfds, and what damaged directories say."""
 
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from plan_jax.data import records
 from plan_jax.data import rows
@@ -32,7 +34,8 @@ def _example(index: int) -> records.Example:
       id=f'id-{index}', image=_png(index), text='Größe: 3 cm.' if index else '',
       patient=f'p{index}', split='test' if index % 5 == 4 else 'train',
       labels=('edema', 'pleural effusion') if index % 2 else (),
-      phrases=phrases if index % 3 else ())
+      negatives=('fracture',) if index % 4 else (), uncertain=('mass',) if index % 7 else (),
+      phrases=phrases if index % 3 else (), is_annotated=bool(index % 2))
 
 
 def _make(index: int) -> rows.Outcome:
@@ -52,8 +55,9 @@ def _directory(tmp_path_factory):
 
 
 def _assert_same(a: records.Example, b: records.Example):
-  assert (a.id, a.image, a.text, a.patient, a.split, a.labels) == (
-      b.id, b.image, b.text, b.patient, b.split, b.labels)
+  for name in ('id', 'image', 'text', 'patient', 'split', 'labels', 'negatives', 'uncertain',
+               'is_annotated'):
+    assert getattr(a, name) == getattr(b, name), name
   assert len(a.phrases) == len(b.phrases)
   for one, two in zip(a.phrases, b.phrases):
     assert (one.text, one.category, one.mask) == (two.text, two.category, two.mask)
@@ -64,6 +68,22 @@ def _assert_same(a: records.Example, b: records.Example):
 @pytest.mark.parametrize('index', range(4))
 def test_encode_and_decode_are_inverse(index):
   _assert_same(records.decode(records.encode(_example(index))), _example(index))
+
+
+def test_format_1_reads_as_before():
+  proto = tf_example_pb2.Example.FromString(records.encode(_example(3)))
+  for key in ('negatives', 'uncertain', 'annotated'):  # what format 2 added
+    del proto.features.feature[key]
+  old = records.decode(proto.SerializeToString())
+  _assert_same(old, dataclasses.replace(
+      _example(3), negatives=(), uncertain=(), is_annotated=True))
+
+
+def test_a_card_of_format_1_is_read(directory, tmp_path):
+  copy = _copy(directory, tmp_path / 'copy')
+  card = json.loads((copy / 'dataset.json').read_text())
+  (copy / 'dataset.json').write_text(json.dumps({**card, 'format_version': 1}))
+  assert len(records.Records(copy, 'train')) == 16
 
 
 def test_encoding_is_deterministic():
@@ -122,7 +142,9 @@ ours = records.Records({str(directory)!r}, 'train')
 assert len(train) == len(ours) == 16
 for theirs, example in zip(train, ours):
   assert theirs['id'].decode() == example.id and theirs['text'].decode() == example.text
-  assert [label.decode() for label in theirs['labels']] == list(example.labels)
+  for name in ('labels', 'negatives', 'uncertain'):
+    assert [label.decode() for label in theirs[name]] == list(getattr(example, name))
+  assert bool(theirs['annotated']) == example.is_annotated
   assert [text.decode() for text in theirs['phrases']['text']] == [
       phrase.text for phrase in example.phrases]
   assert theirs['image'].shape == (12, 10, 1)
@@ -142,6 +164,8 @@ def test_card_and_vocabulary(directory):
   assert card['splits'] == {'train': 16, 'val': 0, 'test': 4}
   assert card['classes'] == ['edema', 'pleural effusion']
   assert card['class_counts']['edema'] == {'train': 8, 'val': 0, 'test': 2}
+  assert (card['negatives'], card['uncertain']) == ({'fracture': 15}, {'mass': 17})
+  assert (card['labelled'], card['annotated']) == (19, 10)
   tokens = records.vocabulary_path(directory).read_text('utf-8').splitlines()
   assert len(tokens) == card['vocab_size'] and tokens[0] == '[PAD]'
   assert 'größe' not in json.dumps(card).lower()
@@ -155,7 +179,7 @@ def test_absent_and_unfinished_directories_are_named(tmp_path):
 
 
 @pytest.mark.parametrize('content, message', [
-    ('{', 'damaged'), ('[]', 'damaged'), ('{}', 'damaged'), ('{"format_version": 7}', 'reads 1'),
+    ('{', 'damaged'), ('[]', 'damaged'), ('{}', 'damaged'), ('{"format_version": 7}', 'reads .1, 2.'),
 ])
 def test_bad_card_is_named(tmp_path, content, message):
   (tmp_path / 'dataset.json').write_text(content)

@@ -2,7 +2,7 @@
 
 import collections
 import hashlib
-from typing import Any, Iterable
+from typing import Any, Iterable, Mapping
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Tally:
     self._words: list[int] = []
     self._sizes: dict[str, list[tuple[int, int]]] = {'original': [], 'stored': []}
     self._classes: dict[str, collections.Counter[str]] = {}
+    self._marks = {'negatives': collections.Counter(), 'uncertain': collections.Counter()}
+    self._labelled = self._annotated = 0
     self._categories: collections.Counter[str] = collections.Counter()
     self._boxes = self._masks = 0
     self.splits = dict.fromkeys(records.SPLITS, 0)
@@ -37,13 +39,19 @@ class Tally:
     self._sizes['stored'].append(outcome.stored)
     for label in example.labels:
       self._classes.setdefault(label, collections.Counter())[example.split] += 1
+    for kind, counter in self._marks.items():
+      counter.update(getattr(example, kind))
+    self._labelled += bool(example.labels or example.negatives or example.uncertain)
+    self._annotated += example.is_annotated
     for phrase in example.phrases:
       self._categories[phrase.category] += 1
       self._boxes += len(phrase.boxes)
       self._masks += bool(phrase.mask)
 
-  def card(self, rejects: Iterable[rows_lib.Reject]) -> dict[str, Any]:
-    """The part of `dataset.json` that follows from the records and rejects."""
+  def card(
+      self, rejects: Iterable[rows_lib.Reject], *, left_out: Mapping[str, int],
+  ) -> dict[str, Any]:
+    """The part of `dataset.json` that follows from the records, rejects and choices."""
     reasons = collections.Counter(str(reject.reason) for reject in rejects)
     count = sum(self.splits.values())
     whole = hashlib.sha256(b''.join(
@@ -51,10 +59,11 @@ class Tally:
     return {
         'content_hash': whole.hexdigest(),
         'rows': {
-            'in': self._rows + sum(reasons.values()),
+            'in': self._rows + sum(reasons.values()) + sum(left_out.values()),
             'records': count,
             'merged': self._rows - count,
             'rejected': dict(sorted(reasons.items())),
+            'left_out': dict(sorted(left_out.items())),
         },
         'splits': self.splits,
         'images': {
@@ -73,6 +82,9 @@ class Tally:
         'class_counts': {
             name: {split: self._classes[name][split] for split in records.SPLITS}
             for name in sorted(self._classes)},
+        'labelled': self._labelled,
+        'annotated': self._annotated,
+        **{kind: dict(sorted(counter.items())) for kind, counter in self._marks.items()},
         'phrases': {
             'phrases': sum(self._categories.values()),
             'boxes': self._boxes,

@@ -26,6 +26,7 @@ _CARD_KEYS = {
     'content_hash': str, 'rows': dict, 'splits': dict, 'shards': dict, 'images': dict,
     'text': dict, 'classes': list, 'class_counts': dict, 'phrases': dict, 'vocab_hash': str}
 _COUNTED = ('splits', 'text', 'classes', 'class_counts', 'phrases')  # of the card, told by records
+_MARKED = ('labelled', 'annotated', 'negatives', 'uncertain')  # the same, since format 2
 _TFDS_FILES = ('features.json', 'dataset_info.json')
 
 
@@ -132,10 +133,12 @@ def _files(directory: pathlib.Path, card: Mapping[str, Any]) -> Iterator[Problem
       yield Problem(file=name, what='is missing; tfds cannot read the records')
   counts = card['rows']
   rejected = sum(counts['rejected'].values())
-  if counts.get('in') != counts.get('records', 0) + counts.get('merged', 0) + rejected:
+  left_out = sum(counts.get('left_out', {}).values())  # format 1 left nothing out
+  known = counts.get('records', 0) + counts.get('merged', 0) + rejected + left_out
+  if counts.get('in') != known:
     yield Problem(
         file=records.CARD_NAME, what=f'{counts.get("in")} rows in, but {counts.get("records")} '
-        f'records, {counts.get("merged")} joined and {rejected} rejected')
+        f'records, {counts.get("merged")} joined, {rejected} rejected and {left_out} left out')
   try:
     lines = (directory / writer.REJECTS_NAME).read_bytes().count(b'\n')
     if lines != rejected:
@@ -259,10 +262,11 @@ class _Reader:
       yield Problem(file=name, what='its counts and content hash were not compared: records that '
                     f'could not be read: {self._unread}')
       return
-    found = json.loads(json.dumps(self._tally.card([])))
-    for key in _COUNTED:
-      if found[key] != self._card[key]:
-        yield Problem(file=name, what=_difference(self._card[key], found[key], key))
+    found = json.loads(json.dumps(self._tally.card([], left_out={})))
+    marked = _MARKED if self._card['format_version'] > 1 else ()
+    for key in (*_COUNTED, *marked):
+      if found[key] != self._card.get(key):
+        yield Problem(file=name, what=_difference(self._card.get(key), found[key], key))
     stored = self._card['images'].get('stored')
     if not self._unseen and found['images']['stored'] != stored:
       yield Problem(

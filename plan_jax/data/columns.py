@@ -12,6 +12,7 @@ from plan_jax.data import rows as rows_lib
 _Reason = rows_lib.Reason
 UNNAMED = 'unnamed finding'  # category of an annotation without label
 _SECTIONS = ('findings', 'impression')
+_MARKS = {1: 'labels', 0: 'negatives', -1: 'uncertain'}
 _SPLIT_NAMES = {
     'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
     'dev': 'val', 'test': 'test', 'testing': 'test',
@@ -35,6 +36,7 @@ class Keys:
 
 def parse(
     row: Mapping[str, Any], *, manifest: str, line: int, root: str, keys: Keys,
+    report: str = '',
 ) -> rows_lib.Row | rows_lib.Reject:
   """A checked row, or the reject that it is.
 
@@ -44,6 +46,7 @@ def parse(
     line: line number in the manifest, from 1.
     root: folder of the image and mask paths.
     keys: column names.
+    report: path of a file with the whole report, seen from `root`.
   """
   image = get(row, keys.image)
   identity = _clean(row.get('id'))
@@ -61,7 +64,7 @@ def parse(
     return reject(_Reason.BAD_VALUE, f'split is {split[:20]!r}; use train, val or test')
   try:
     text = _text(row, keys)
-    labels = _labels(row, keys)
+    marks = _marks(row, keys)
   except ValueError as error:
     return reject(_Reason.BAD_VALUE, str(error))
   try:
@@ -77,10 +80,11 @@ def parse(
     except (ValueError, TypeError):
       return reject(_Reason.BAD_VALUE, 'width or height is not a number')
   return rows_lib.Row(
-      manifest=manifest, line=line, id=identity, text=text, labels=labels, size=size,
+      manifest=manifest, line=line, id=identity, text=text, size=size, **marks,
+      report=report and os.path.join(root, report),
       image=os.path.realpath(os.path.join(root, image)), image_name=_clean(image),
       patient=_clean(row.get('patient')), split=_SPLIT_NAMES.get(split, ''),
-      annotations=annotations)
+      annotations=annotations, is_annotated=not _is_missing(row.get('annotations')))
 
 
 def get(row: Mapping[str, Any], key: str) -> Any:
@@ -123,17 +127,17 @@ def _text(row: Mapping[str, Any], keys: Keys) -> str:
 
 
 def is_indicator(labels: Mapping[str, Any]) -> bool:
-  """{'edema': 1, 'effusion': 0, 'fracture': None}: a mark for each class."""
+  """{'edema': 1, 'effusion': 0, 'mass': -1, 'fracture': None}: a mark for each class."""
   return all(value is None or isinstance(value, (bool, int, float)) for value in labels.values())
 
 
-def _labels(row: Mapping[str, Any], keys: Keys) -> tuple[str, ...]:
-  """Positive classes, lower case, in order, each once."""
+def _marks(row: Mapping[str, Any], keys: Keys) -> dict[str, tuple[str, ...]]:
+  """Classes marked present, absent and uncertain: lower case, in order, each once."""
   if keys.labels:
     values = [get(row, key) for key in keys.labels]
   else:
     values = [row['labels'] if not _is_missing(row.get('labels')) else row.get('label')]
-  found = []
+  found: dict[str, list[str]] = {name: [] for name in _MARKS.values()}
   for value in values:
     if _is_missing(value):
       continue
@@ -142,14 +146,20 @@ def _labels(row: Mapping[str, Any], keys: Keys) -> tuple[str, ...]:
         if keys.labels:
           raise ValueError('--label-key names a mapping; name one of its keys (labels.finding)')
         continue
-      found += [name for name, mark in value.items() if mark == 1]
+      for name, mark in value.items():
+        if _is_missing(mark):
+          continue
+        if mark not in _MARKS:
+          raise ValueError(f'labels: {mark:g} is no mark; use 1 present, 0 absent, -1 uncertain')
+        found[_MARKS[mark]].append(name)
     elif isinstance(value, str):
-      found += value.split('|')
+      found['labels'] += value.split('|')
     elif isinstance(value, list) and all(isinstance(label, str) for label in value):
-      found += value
+      found['labels'] += value
     else:
       raise ValueError('labels must be a string, a list of strings or a mapping to 0 / 1')
-  return tuple(dict.fromkeys(filter(None, (_clean(label).lower() for label in found))))
+  return {kind: tuple(dict.fromkeys(filter(None, (_clean(name).lower() for name in names))))
+          for kind, names in found.items()}
 
 
 class _BoxError(ValueError):
@@ -179,15 +189,27 @@ def _annotation(entry: dict[str, Any], *, place: str, root: str) -> rows_lib.Ann
   if not isinstance(boxes, list):
     raise _BoxError(f'{place}: boxes must be a list of [x0, y0, x1, y1]')
   mask = entry.get('mask') or ''
-  if not isinstance(mask, str) or '\0' in mask:
-    raise ValueError(f'{place}: mask must be a path')
+  runs = _runs(mask, place=place) if isinstance(mask, dict) else None
+  if runs is None and (not isinstance(mask, str) or '\0' in mask):
+    raise ValueError(f'{place}: mask must be a path, or run lengths')
   if not boxes and not mask:
     raise ValueError(f'{place} has neither box nor mask')
   return rows_lib.Annotation(
       # Not the phrase: categories are shown where patients' text must not be.
       phrase=phrase or label, category=label.lower() if label else UNNAMED,
       boxes=tuple(_box(box, place=place) for box in boxes),
-      mask=os.path.realpath(os.path.join(root, mask)) if mask else '')
+      mask='' if runs or not mask else os.path.realpath(os.path.join(root, mask)), runs=runs)
+
+
+def _runs(mask: dict[str, Any], *, place: str) -> rows_lib.Runs:
+  size, counts = mask.get('size'), mask.get('counts')
+  numbers = all(isinstance(part, list) and all(
+      isinstance(x, int) and x >= 0 for x in part) for part in (size, counts))
+  if not numbers or len(size) != 2 or sum(counts) > size[0] * size[1]:
+    raise ValueError(
+        f"{place}: mask as run lengths is {{'size': [height, width], 'counts': [...]}}, "
+        'whole numbers that fit the size')
+  return rows_lib.Runs(height=size[0], width=size[1], counts=tuple(counts))
 
 
 def _box(box: Any, *, place: str) -> tuple[float, float, float, float]:

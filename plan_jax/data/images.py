@@ -1,5 +1,6 @@
 """Pictures, masks and boxes of one item -> a stored example (worker side)."""
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -9,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from plan_jax.data import decode
+from plan_jax.data import likeness
 from plan_jax.data import records
+from plan_jax.data import reports
 from plan_jax.data import rows as rows_lib
 
 JPEG_QUALITY = 95
@@ -25,38 +28,69 @@ class _Unusable(Exception):
     self.reason, self.detail = reason, detail
 
 
-def make(item: rows_lib.Item, *, size: int) -> rows_lib.Outcome:
+def make(
+    item: rows_lib.Item, *, size: int, text: reports.Options = reports.Options(),
+    allow_empty_text: bool = False,
+) -> rows_lib.Outcome:
   """Decodes, resizes to `size` pixels on the long side (never up) and stores an item.
 
-  A row with a bad box or mask is rejected alone where another row has the text;
-  a bad picture rejects all rows of the item.
+  A row with a bad box or mask is rejected alone, but for the row that has the text;
+  a bad picture rejects all rows of the item, and so does a report, in a file of its own,
+  that cannot be read or of which `text` leaves nothing.
   """
+  try:
+    written = item.rows[0].text or _read_report(item.rows[0], text)
+  except _Unusable as error:
+    return _rejected(item, error.reason, error.detail)
+  if not written and not allow_empty_text:
+    return _rejected(item, _Reason.EMPTY_TEXT, 'nothing to train on in the report')
   try:
     pixels = decode.read_grey(item.image, name=os.path.basename(item.image))
   except decode.DecodeError as error:
     return _rejected(item, error.reason, str(error))
   height, width = pixels.shape
   stored = _resize(pixels, size)
-  phrases, labels, sources, rejects = [], [], [], []
+  phrases, used, rejects = [], [], []
   for row in item.rows:
     try:
       phrases += _phrases(row, width=width, height=height, stored=stored.shape)
     except _Unusable as error:
-      if row is item.rows[0]:
+      if row is item.rows[0] and written:
         return _rejected(item, error.reason, error.detail)
       rejects.append(row.reject(error.reason, error.detail))
       continue
-    labels += row.labels
-    sources.append((row.manifest, row.line))
+    used.append(row)
+  if not used:
+    return rows_lib.Outcome(example=None, rejects=tuple(rejects))
   _, encoded = cv2.imencode('.jpg', stored, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
   example = records.Example(
-      id=item.id, image=encoded.tobytes(), text=item.rows[0].text, patient=item.patient,
-      split=item.split, labels=tuple(dict.fromkeys(labels)), phrases=tuple(phrases))
+      id=item.id, image=encoded.tobytes(), text=written, patient=item.patient,
+      split=item.split, phrases=tuple(phrases),
+      # Where a place was lost, no other one does not mean that there is nothing.
+      is_annotated=not rejects and any(row.is_annotated for row in used),
+      **dataclasses.asdict(rows_lib.marks(used)))
   digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
   return rows_lib.Outcome(
       example=example, id=item.id, split=item.split, pixels=digest,
+      likeness=likeness.picture_hash(stored),
       original=(width, height), stored=stored.shape[::-1],
-      sources=tuple(sources), rejects=tuple(rejects))
+      sources=tuple((row.manifest, row.line) for row in used), rejects=tuple(rejects))
+
+
+def _read_report(row: rows_lib.Row, options: reports.Options) -> str:
+  """The training text of a report in a file of its own; '' where the row names none."""
+  if not row.report:
+    return ''
+  try:
+    with open(row.report, encoding='utf-8') as file:
+      return reports.report_text(file.read(), options=options)
+  except FileNotFoundError as error:
+    raise _Unusable(
+        _Reason.MISSING_FILE, f'no file {os.path.basename(row.report)} (the report)') from error
+  except (OSError, UnicodeDecodeError) as error:
+    raise _Unusable(
+        _Reason.UNREADABLE_REPORT,
+        f'{os.path.basename(row.report)}: {type(error).__name__}') from error
 
 
 def _rejected(item: rows_lib.Item, reason: rows_lib.Reason, detail: str) -> rows_lib.Outcome:
@@ -83,8 +117,9 @@ def _phrases(
   found = []
   for annotation in row.annotations:
     mask, boxes = b'', list(annotation.boxes)
-    if annotation.mask:
-      is_inside = _read_mask(annotation.mask, width=width, height=height)
+    if annotation.mask or annotation.runs:
+      is_inside = (_read_mask(annotation.mask, width=width, height=height) if annotation.mask
+                   else _fill_runs(annotation.runs, width=width, height=height))
       boxes = boxes or [_bounding_box(is_inside)]
       mask = _encode_mask(_resize_mask(is_inside, stored))
     found.append(records.Phrase(
@@ -117,6 +152,21 @@ def _read_mask(path: str, *, width: int, height: int) -> np.ndarray:
   if not is_inside.any():
     raise _Unusable(_Reason.BAD_MASK, f'{name} is empty')
   return is_inside
+
+
+def _fill_runs(runs: rows_lib.Runs, *, width: int, height: int) -> np.ndarray:
+  """Bool [h w], True inside."""
+  if (runs.width, runs.height) != (width, height):
+    raise _Unusable(
+        _Reason.BAD_MASK, f'the mask has {runs.width} x {runs.height} pixels, the picture '
+        f'{width} x {height}')
+  flat = np.zeros(width * height, bool)
+  ends = np.cumsum(runs.counts)
+  for start, end in zip(ends[0::2], ends[1::2]):
+    flat[start:end] = True
+  if not flat.any():
+    raise _Unusable(_Reason.BAD_MASK, 'the mask is empty')
+  return flat.reshape(width, height).T
 
 
 def _bounding_box(is_inside: np.ndarray) -> tuple[float, float, float, float]:

@@ -6,34 +6,22 @@ column name costs a second and not an hour. Rows that cannot be used become
 """
 
 import csv
-import dataclasses
-import hashlib
 import io
 import json
 import os
 import pathlib
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from plan_jax import errors
 from plan_jax.data import columns
+from plan_jax.data import items as items_lib
 from plan_jax.data import rows as rows_lib
 
 _Reason = rows_lib.Reason
-_TRAIN_SHARE, _VAL_SHARE = 0.90, 0.05  # of the patients, where no split is given
 
 
 class ManifestError(errors.UserError):
   """A manifest that cannot be used as a whole."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contents:
-  """What a set of manifests holds."""
-
-  items: tuple[rows_lib.Item, ...]
-  rejects: tuple[rows_lib.Reject, ...]
-  rows: int
-  notes: tuple[str, ...]
 
 
 def read_manifests(
@@ -42,7 +30,8 @@ def read_manifests(
     keys: columns.Keys = columns.Keys(),
     image_root: str = '',
     allow_empty_text: bool = False,
-) -> Contents:
+    selection: items_lib.Selection = items_lib.Selection(),
+) -> items_lib.Contents:
   """Reads, checks and joins manifests; rows about the same image file become one item.
 
   Args:
@@ -50,6 +39,7 @@ def read_manifests(
     keys: column names.
     image_root: folder of the image and mask paths; '' = each manifest's own.
     allow_empty_text: keep images without a report (evaluation sets).
+    selection: which images are taken.
 
   Raises:
     ManifestError: if a manifest cannot be read, has no rows, or lacks a column.
@@ -81,19 +71,9 @@ def read_manifests(
   _check_labels(good, keys=keys, allow_none=not good)
   if not allow_empty_text:
     _check_text_manifests(good, with_text=with_text, paths=paths, keys=keys)
-  groups, conflicts = _group(good)
-  items, dropped = _items(groups, root=_common_root(paths), allow_empty_text=allow_empty_text)
-  return Contents(
-      items=tuple(items), rejects=(*rejects, *conflicts, *dropped), rows=total,
-      notes=tuple(notes))
-
-
-def split_of(patient: str) -> str:
-  """'train', 'val' or 'test' from a hash of the patient: 90, 5 and 5 %."""
-  share = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], 'big') / 2**64
-  if share < _TRAIN_SHARE:
-    return 'train'
-  return 'val' if share < _TRAIN_SHARE + _VAL_SHARE else 'test'
+  return items_lib.assemble(
+      good, rejects=rejects, rows=total, notes=notes, root=_common_root(paths),
+      allow_empty_text=allow_empty_text, selection=selection)
 
 
 def short_name(path: str) -> str:
@@ -185,7 +165,7 @@ def _check_columns(
 
 
 def _check_labels(good: Sequence[rows_lib.Row], *, keys: columns.Keys, allow_none: bool):
-  if keys.labels and not allow_none and not any(row.labels for row in good):
+  if keys.labels and not allow_none and not any(items_lib.marks_of(row) for row in good):
     raise ManifestError(
         f'--label-key {" ".join(keys.labels)}: no row has a label there; check the name '
         '(a.b means key b of the mapping in column a).')
@@ -208,75 +188,3 @@ def _check_text_manifests(good, *, with_text: set[str], paths: Sequence[str], ke
           f'{path} has no text column (text, or findings and impression), and no other manifest '
           f'has text for its images; columns found: {", ".join(names)}. Rename the column, '
           'name it with --text-key, or keep images without text with --allow-empty-text.')
-
-
-def _group(good: Iterable[rows_lib.Row]):
-  """Rows by image file; rows that repeat or contradict an earlier one are rejected."""
-  groups: dict[str, list[rows_lib.Row]] = {}
-  rejects = []
-  for row in good:
-    group = groups.setdefault(row.image, [])
-    reject = _contradiction(row, group) if group else None
-    if reject is None:
-      group.append(row)
-    else:
-      rejects.append(reject)
-  return list(groups.values()), rejects
-
-
-def _contradiction(
-    row: rows_lib.Row, group: Sequence[rows_lib.Row]) -> rows_lib.Reject | None:
-  where = f'line {group[0].line} of {group[0].manifest}'
-  for name in ('patient', 'split'):
-    new, old = getattr(row, name), next(filter(None, (getattr(r, name) for r in group)), '')
-    if new and old and new != old:
-      reason = _Reason.PATIENT_IN_TWO_SPLITS if name == 'split' else _Reason.CONFLICT
-      return row.reject(reason, f'{where} gives the same image another {name}')
-  text = next(filter(None, (r.text for r in group)), '')
-  if row.text and text and row.text != text:
-    return row.reject(
-        _Reason.DUPLICATE_PICTURE, f'{where} has the same image file with another text')
-  known = {label for r in group for label in r.labels}
-  adds = row.annotations or (row.text and not text) or set(row.labels) - known
-  repeats = (row.text and text) or any(r.manifest == row.manifest for r in group)
-  if repeats and not adds:
-    return row.reject(_Reason.DUPLICATE_PICTURE, f'{where} has the same image file')
-  return None
-
-
-def _items(groups: Iterable[Sequence[rows_lib.Row]], *, root: str, allow_empty_text: bool):
-  """One item a group, with id, patient and split decided; or its rows as rejects."""
-  rejects, kept, ids = [], [], {}
-  for group in groups:
-    main = next((row for row in group if row.text), group[0])
-    ordered = (main, *(row for row in group if row is not main))
-    identity = _first(ordered, 'id') or os.path.relpath(main.image, root)
-    if not main.text and not allow_empty_text:
-      rejects += [row.reject(_Reason.EMPTY_TEXT, 'no text for this image') for row in ordered]
-    elif identity in ids:
-      rejects += [row.reject(_Reason.DUPLICATE_ID, f'{ids[identity]} has the same id for '
-                             'another image') for row in ordered]
-    else:
-      ids[identity] = f'line {main.line} of {main.manifest}'
-      kept.append((identity, ordered))
-  given: dict[str, str] = {}
-  for identity, ordered in kept:
-    split = _first(ordered, 'split')
-    if split:
-      given.setdefault(_first(ordered, 'patient') or identity, split)
-  items = []
-  for identity, ordered in kept:
-    patient = _first(ordered, 'patient') or identity
-    settled = given.get(patient) or split_of(patient)
-    if _first(ordered, 'split') not in ('', settled):
-      rejects += [row.reject(_Reason.PATIENT_IN_TWO_SPLITS,
-                             f'an earlier row puts this patient into {settled!r}')
-                  for row in ordered]
-      continue
-    items.append(rows_lib.Item(
-        id=identity, image=ordered[0].image, patient=patient, split=settled, rows=ordered))
-  return items, rejects
-
-
-def _first(rows: Iterable[rows_lib.Row], name: str) -> str:
-  return next(filter(None, (getattr(row, name) for row in rows)), '')

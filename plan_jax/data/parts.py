@@ -26,6 +26,8 @@ from plan_jax.data import rows as rows_lib
 
 PART_ITEMS = 16  # small, so that the progress bar moves and an interruption costs little
 
+_SHOWN_FROM = 20_000  # items: below it, looking at the files takes a second
+
 Make = Callable[[Any], rows_lib.Outcome]
 
 
@@ -53,7 +55,11 @@ def plan(
     item_key: what the outcome of an item depends on, its files included.
   """
   result = []
-  for start in range(0, len(items), PART_ITEMS):
+  starts = range(0, len(items), PART_ITEMS)
+  for start in tqdm.tqdm(
+      starts, desc='looking at the files', unit_scale=PART_ITEMS, unit='row',
+      disable=len(items) < _SHOWN_FROM, mininterval=0.2 if os.isatty(2) else 10,
+      dynamic_ncols=True):
     run = tuple(items[start:start + PART_ITEMS])
     digest = hashlib.sha256(key.encode())
     for item in run:
@@ -149,6 +155,7 @@ def read_outcomes(part: Part) -> list[tuple[bool, rows_lib.Outcome]]:
   listed = json.loads(records.read_shard(part.path)[-1])
   return [(entry['example'], rows_lib.Outcome(
       example=None, id=entry['id'], split=entry['split'], pixels=entry['pixels'],
+      likeness=entry['likeness'],
       original=tuple(entry['original']), stored=tuple(entry['stored']),
       sources=tuple(map(tuple, entry['sources'])), rejects=tuple(
           rows_lib.Reject(**{**reject, 'reason': rows_lib.Reason(reject['reason'])})

@@ -29,7 +29,8 @@ DATASET_NAME = 'plan_records'
 SPLITS = ('train', 'val', 'test')
 CARD_NAME = 'dataset.json'
 VOCABULARY_NAME = 'vocab.txt'
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: negatives, uncertain, annotated
+_READABLE = (1, 2)
 
 # One record a chunk, for random reads; the pictures are compressed already.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
@@ -58,8 +59,12 @@ class Example:
   text: str
   patient: str
   split: str  # 'train' | 'val' | 'test'
-  labels: tuple[str, ...]  # positive classes, lower case; () may mean "unlabelled"
+  labels: tuple[str, ...]  # positive classes, lower case
+  negatives: tuple[str, ...] = ()  # classes marked absent; what is in no list was not mentioned
+  uncertain: tuple[str, ...] = ()  # classes marked uncertain
   phrases: tuple[Phrase, ...] = ()
+  # Somebody looked for places: no phrases then means that there is nothing to find.
+  is_annotated: bool = False
 
 
 class Records:
@@ -131,9 +136,9 @@ def read_card(directory: str | pathlib.Path) -> dict[str, Any]:
     version = card['format_version']
   except (ValueError, KeyError, TypeError) as error:
     raise RecordsError(f'{path} is damaged ({error}); prepare the records again.') from error
-  if version != FORMAT_VERSION:
+  if version not in _READABLE:
     raise RecordsError(
-        f'{path} has format_version {version}, this release reads {FORMAT_VERSION}; '
+        f'{path} has format_version {version}, this release reads {_READABLE}; '
         'prepare the records again.')
   return card
 
@@ -192,6 +197,8 @@ def encode(example: Example) -> bytes:
       'patient': [example.patient],
       'split': [example.split],
       'labels': list(example.labels),
+      'negatives': list(example.negatives),
+      'uncertain': list(example.uncertain),
       'phrases/text': [phrase.text for phrase in example.phrases],
       'phrases/category': [phrase.category for phrase in example.phrases],
       'phrases/mask': [phrase.mask for phrase in example.phrases],
@@ -203,6 +210,7 @@ def encode(example: Example) -> bytes:
     feature[key].bytes_list.SetInParent()
     feature[key].bytes_list.value.extend(
         value.encode('utf-8') if isinstance(value, str) else value for value in values)
+  feature['annotated'].int64_list.value.append(int(example.is_annotated))
   feature['boxes/phrase'].int64_list.SetInParent()
   feature['boxes/phrase'].int64_list.value.extend(owner)
   feature['boxes/box'].float_list.SetInParent()
@@ -212,6 +220,9 @@ def encode(example: Example) -> bytes:
 
 def decode(record: bytes) -> Example:
   """The inverse of `encode`.
+
+  Format 1 has neither negatives nor uncertain, and does not say whether an image without
+  phrases was looked at: it counts as such, as it did under format 1.
 
   Raises:
     Exception: of any type, if the bytes are damaged.
@@ -234,7 +245,10 @@ def decode(record: bytes) -> Example:
       patient=_strings(feature, 'patient')[0],
       split=_strings(feature, 'split')[0],
       labels=tuple(_strings(feature, 'labels')),
-      phrases=phrases)
+      negatives=tuple(_strings(feature, 'negatives')),
+      uncertain=tuple(_strings(feature, 'uncertain')),
+      phrases=phrases,
+      is_annotated='annotated' not in feature or bool(feature['annotated'].int64_list.value[0]))
 
 
 def _strings(feature: Mapping[str, Any], key: str) -> Sequence[str]:
@@ -279,6 +293,9 @@ def _tfds_features() -> tfds.features.FeaturesDict:
       'patient': text,
       'split': text,
       'labels': features.Sequence(text),
+      'negatives': features.Sequence(text),
+      'uncertain': features.Sequence(text),
+      'annotated': np.bool_,
       'phrases': features.Sequence({
           'text': text, 'category': text,
           'mask': features.Tensor(shape=(), dtype=np.object_)}),

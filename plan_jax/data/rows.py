@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import Iterable
 
 from plan_jax.data import records
 
@@ -23,6 +24,9 @@ class Reason(enum.StrEnum):
   DUPLICATE_ID = 'duplicate_id'
   CONFLICT = 'conflict'
   PATIENT_IN_TWO_SPLITS = 'patient_in_two_splits'
+  NEAR_DUPLICATE = 'near_duplicate'
+  UNREADABLE_REPORT = 'unreadable_report'
+  UNKNOWN_IMAGE = 'unknown_image'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,15 @@ class Reject:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Runs:
+  """A mask as run lengths down the columns, outside first: COCO's uncompressed form."""
+
+  height: int
+  width: int
+  counts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Annotation:
   """A phrase with its place, in pixels of the image file."""
 
@@ -44,6 +57,7 @@ class Annotation:
   category: str
   boxes: tuple[tuple[float, float, float, float], ...]
   mask: str  # path of a mask picture, '' if there is none
+  runs: Runs | None = None  # a mask as run lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,10 +70,14 @@ class Row:
   image: str  # path with symbolic links resolved
   image_name: str  # as the manifest has it
   text: str
+  report: str  # path of a file with the whole report, which the worker reads; '' = none
   patient: str
   split: str
   labels: tuple[str, ...]
+  negatives: tuple[str, ...]
+  uncertain: tuple[str, ...]
   annotations: tuple[Annotation, ...]
+  is_annotated: bool  # the row has annotations, be it an empty list
   size: tuple[int, int] | None  # (width, height) that the boxes refer to, if given
 
   def reject(self, reason: Reason, detail: str) -> Reject:
@@ -67,6 +85,26 @@ class Row:
     return Reject(
         manifest=self.manifest, line=self.line, id=self.id or self.image_name,
         reason=reason, detail=detail)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Marks:
+  """Classes marked present, absent and uncertain; what is in no list was not mentioned."""
+
+  labels: tuple[str, ...]
+  negatives: tuple[str, ...]
+  uncertain: tuple[str, ...]
+
+
+def marks(rows: Iterable[Row]) -> Marks:
+  """Those of several rows; where they differ, present goes before uncertain before absent."""
+  rows, found = tuple(rows), {}
+  for kind in ('labels', 'uncertain', 'negatives'):
+    for row in rows:
+      for name in getattr(row, kind):
+        found.setdefault(name, kind)
+  return Marks(**{kind: tuple(name for name, mark in found.items() if mark == kind)
+                  for kind in ('labels', 'negatives', 'uncertain')})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +118,12 @@ class Item:
   rows: tuple[Row, ...]
 
 
+def files(item: Item) -> list[str]:
+  """All files that an item's record is made from, the picture first."""
+  masks = [annotation.mask for row in item.rows for annotation in row.annotations]
+  return [item.image, *filter(None, masks), *filter(None, (row.report for row in item.rows))]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
   """What a worker made of an item: an example or rejects, or both."""
@@ -88,6 +132,7 @@ class Outcome:
   id: str = ''
   split: str = ''
   pixels: str = ''  # hash of the decoded picture
+  likeness: str = ''  # perceptual hash of the picture, hexadecimal; '' = not compared
   original: tuple[int, int] = (0, 0)  # (width, height) of the file
   stored: tuple[int, int] = (0, 0)  # (width, height) of the record
   sources: tuple[tuple[str, int], ...] = ()  # (manifest, line) of the rows in the example

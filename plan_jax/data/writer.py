@@ -5,8 +5,10 @@ input with the same options are reused. The bytes written depend neither on
 interruptions nor on the number of workers.
 """
 
+import collections
 import contextlib
 import dataclasses
+import enum
 import errno
 import hashlib
 import json
@@ -17,6 +19,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from plan_jax import errors
 from plan_jax.data import card as card_lib
+from plan_jax.data import likeness
 from plan_jax.data import parts as parts_lib
 from plan_jax.data import records
 from plan_jax.data import rows as rows_lib
@@ -24,6 +27,7 @@ from plan_jax.data import tokenize
 
 CREATED_BY = 'plan_jax 0.1.0'
 REJECTS_NAME = 'rejects.jsonl'
+NEAR_NAME = 'near_duplicates.jsonl'
 _PARTS_NAME = '.parts'
 _SHOWN_REJECTS = 5
 
@@ -36,6 +40,13 @@ class RejectedError(Exception):
   """Rows were rejected and that is an error (`strict`, or none is left)."""
 
 
+class Near(enum.StrEnum):
+  """What becomes of a picture that has a near-duplicate in another split."""
+
+  REPORT = 'report'  # counted in the card and listed
+  DROP = 'drop'  # the one nearer to training is rejected: train before val before test
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """How records are written."""
@@ -46,6 +57,7 @@ class Options:
   vocab_size: int = 4096  # of a trained one
   workers: int = 1
   strict: bool = False
+  near: Near = Near.REPORT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,7 @@ class Source:
   about: Mapping[str, Any]  # goes into the card; the outcome depends on it
   rows: int  # input rows, rejected ones included
   rejects: Sequence[rows_lib.Reject] = ()  # rows that did not become items
+  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # rows by choice
 
 
 def write(source: Source, *, options: Options) -> dict[str, Any]:
@@ -68,20 +81,10 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
     RejectedError: if no row is left, or any was rejected with `strict`.
     parts.WorkerError: if a worker process died.
   """
-  settings = {
-      'shard_rows': options.shard_rows,
-      'vocab': 'given' if options.vocabulary else 'trained',
-      'vocab_size': len(options.vocabulary) or options.vocab_size,
-  }
-  key = json.dumps([CREATED_BY, records.FORMAT_VERSION, source.about], sort_keys=True)
-  folder = options.directory / _PARTS_NAME
-  parts = parts_lib.plan(source.items, directory=folder, key=key, item_key=source.item_key)
-  rejects = [json.dumps(_plain(reject), sort_keys=True) for reject in source.rejects]
-  fingerprint = hashlib.sha256(json.dumps(
-      [key, settings, options.vocabulary, rejects, [part.path.name for part in parts]],
-      sort_keys=True).encode()).hexdigest()
+  settings = _settings(options)
+  parts, fingerprint = _plan(source, options, version=records.FORMAT_VERSION)
   with _disk_errors(options.directory):
-    finished = _open_directory(options.directory, fingerprint=fingerprint)
+    finished = _open_directory(options.directory, source, options, fingerprint=fingerprint)
     if finished is not None:
       print(f'{options.directory} holds exactly these records already', flush=True)
     else:
@@ -100,14 +103,53 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
   return finished
 
 
-def _open_directory(directory: pathlib.Path, *, fingerprint: str) -> dict[str, Any] | None:
-  """Makes the directory usable; returns the card if these very records are finished."""
+def _settings(options: Options) -> dict[str, Any]:
+  return {
+      'shard_rows': options.shard_rows,
+      'vocab': 'given' if options.vocabulary else 'trained',
+      'vocab_size': len(options.vocabulary) or options.vocab_size,
+      'near_duplicates': str(options.near),
+  }
+
+
+def _plan(
+    source: Source, options: Options, *, version: int) -> tuple[list[parts_lib.Part], str]:
+  """The parts, and the hash of all that the records depend on, as a format has it."""
+  key = json.dumps([CREATED_BY, version, source.about], sort_keys=True)
+  parts = parts_lib.plan(
+      source.items, directory=options.directory / _PARTS_NAME, key=key, item_key=source.item_key)
+  settings, left_out = _settings(options), [dict(source.left_out)]
+  if version == 1:  # which knew neither
+    del settings['near_duplicates']
+    left_out = []
+  rejects = [json.dumps(_plain(reject), sort_keys=True) for reject in source.rejects]
+  whole = [key, settings, options.vocabulary, rejects, *left_out,
+           [part.path.name for part in parts]]
+  return parts, hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _open_directory(
+    directory: pathlib.Path, source: Source, options: Options, *, fingerprint: str,
+) -> dict[str, Any] | None:
+  """Makes the directory usable; returns the card if these very records are finished.
+
+  Phantoms of format 1 are the same phantoms: a run on them goes on.
+  """
   if directory.exists() and not directory.is_dir():
     raise WriteError(f'--out {directory} is a file; give a directory.')
   if (directory / records.CARD_NAME).exists():
-    if records.read_card(directory)['fingerprint'] == fingerprint:
+    card = records.read_card(directory)
+    version = card['format_version']
+    if version != records.FORMAT_VERSION:
+      fingerprint = _plan(source, options, version=version)[1]
+    if card['fingerprint'] == fingerprint:
       shutil.rmtree(directory / _PARTS_NAME, ignore_errors=True)
-      return records.read_card(directory)
+      return card
+    if version != records.FORMAT_VERSION:
+      raise WriteError(
+          f'--out {directory} holds finished records of format {version}, written by an earlier '
+          'release. They can still be read; to make them anew, give another directory, or '
+          'remove that one.')
     raise WriteError(
         f'--out {directory} holds finished records of other input or options; give another '
         'directory, or remove that one.')
@@ -123,10 +165,12 @@ def _finish(
 ) -> dict[str, Any]:
   """Part files -> shards, vocabulary, rejects and, last, the card."""
   directory = options.directory
-  kept, counts, rejects = _choose(parts, source.rejects)
+  kept, counts, rejects, near = _choose(parts, source.rejects, near=options.near)
   with _replacing(directory / REJECTS_NAME) as path:
     path.write_text(''.join(
         json.dumps(_plain(reject), ensure_ascii=False) + '\n' for reject in rejects), 'utf-8')
+  with _replacing(directory / NEAR_NAME) as path:
+    path.write_text(''.join(json.dumps(pair, ensure_ascii=False) + '\n' for pair in near), 'utf-8')
   if not sum(counts.values()):
     _fail(rejects, directory, 'no row is left')
   if options.strict and rejects:
@@ -134,7 +178,8 @@ def _finish(
   print(f'Writing records: {sum(counts.values())}', flush=True)
   shards = {split: _cut(counts[split], options.shard_rows) for split in records.SPLITS}
   tally, texts = _write_shards(parts, kept, directory=directory, shards=shards)
-  card = {**head, **tally.card(rejects), 'shards': shards}
+  card = {**head, **tally.card(rejects, left_out=source.left_out), 'shards': shards,
+          'near_duplicates': _summary(near)}
   if card['rows']['in'] != source.rows:
     raise AssertionError(f'{source.rows} rows in, but {card["rows"]} accounted for')
   vocabulary = options.vocabulary
@@ -153,8 +198,9 @@ def _finish(
   return card
 
 
-def _choose(parts: Sequence[parts_lib.Part], early: Sequence[rows_lib.Reject]):
-  """Outcomes to keep, part by part (None = not kept), rows a split, and all rejects."""
+def _choose(
+    parts: Sequence[parts_lib.Part], early: Sequence[rows_lib.Reject], *, near: Near):
+  """Outcomes to keep, part by part (None = not kept), rows a split, rejects, near-duplicates."""
   seen: dict[str, str] = {}
   kept, rejects, counts = [], list(early), dict.fromkeys(records.SPLITS, 0)
   for part in parts:
@@ -175,7 +221,36 @@ def _choose(parts: Sequence[parts_lib.Part], early: Sequence[rows_lib.Reject]):
       seen[outcome.pixels] = outcome.id
       counts[outcome.split] += 1
       kept[-1].append(outcome)
-  return kept, counts, sorted(rejects, key=lambda reject: (reject.manifest, reject.line))
+  places = [(p, k) for p, outcomes in enumerate(kept)
+            for k, outcome in enumerate(outcomes) if outcome is not None]
+  found = [kept[p][k] for p, k in places]
+  pairs = likeness.across_splits(
+      [outcome.likeness for outcome in found], [outcome.split for outcome in found])
+  listed = []
+  for pair in pairs:
+    # The one nearer to training goes: evaluation pictures are fewer.
+    goes, stays = sorted((pair.first, pair.second),
+                         key=lambda i: records.SPLITS.index(found[i].split))
+    listed.append({
+        'ids': [found[goes].id, found[stays].id],
+        'splits': [found[goes].split, found[stays].split], 'distance': pair.distance})
+    p, k = places[goes]
+    if near is Near.DROP and kept[p][k] is not None:
+      kept[p][k] = None
+      counts[found[goes].split] -= 1
+      rejects += [rows_lib.Reject(
+          manifest=manifest, line=line, id=found[goes].id,
+          reason=rows_lib.Reason.NEAR_DUPLICATE,
+          detail=f'almost the same picture as {found[stays].id} in {found[stays].split} '
+          f'({pair.distance} of 256 bits differ)') for manifest, line in found[goes].sources]
+  return kept, counts, sorted(rejects, key=lambda r: (r.manifest, r.line)), listed
+
+
+def _summary(near: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """What the card says about near-duplicates."""
+  between = collections.Counter('-'.join(pair['splits']) for pair in near)
+  return {'max_distance': likeness.MAX_DISTANCE, 'pairs': len(near),
+          'between': dict(sorted(between.items()))}
 
 
 def _cut(count: int, shard_rows: int) -> list[int]:

@@ -11,7 +11,6 @@ from typing import Any, Sequence
 import numpy as np
 
 from plan_jax import inference
-from plan_jax import prompts as prompts_lib
 from plan_jax.data import records as records_lib
 from plan_jax.evals import detection
 from plan_jax.evals import linear_probe
@@ -53,6 +52,14 @@ class Source:
     return self._draw('val', VAL_PAIRS)
 
   @functools.cached_property
+  def train_places(self) -> list[records_lib.Example]:
+    return [e for e in self.train if targets.is_annotated(e)]
+
+  @functools.cached_property
+  def val_places(self) -> list[records_lib.Example]:
+    return [e for e in self.val if targets.is_annotated(e)]
+
+  @functools.cached_property
   def masked(self) -> tuple[str, ...]:
     """Categories with a mask among the training images."""
     return tuple(sorted({p.category for e in self.train for p in e.phrases if p.mask}))
@@ -86,7 +93,7 @@ def require_probe(source: Source) -> None:
     EvaluationError: there are none.
   """
   for name, found in (('train', source.train), ('val', source.val)):
-    if not any(e.labels for e in found):
+    if all(targets.classes_of(e) is None for e in found):
       raise examples_lib.EvaluationError(
           f'linear_probe: no image of the {name} split has labels; leave the task out')
 
@@ -96,6 +103,7 @@ def require_boxes(source: Source) -> None:
   if not any(len(p.boxes) for e in source.train for p in e.phrases):
     raise examples_lib.EvaluationError(
         'detection: no training image has a box; leave the task out')
+  _require_val_places(source, task='detection')
 
 
 def require_masks(source: Source) -> None:
@@ -103,6 +111,13 @@ def require_masks(source: Source) -> None:
   if not source.masked:
     raise examples_lib.EvaluationError(
         'segmentation: no training image has a mask; leave the task out')
+  _require_val_places(source, task='segmentation')
+
+
+def _require_val_places(source: Source, *, task: str) -> None:
+  if not source.val_places:
+    raise examples_lib.EvaluationError(
+        f'{task}: nobody looked for places in any image of the val split; leave the task out')
 
 
 def probe(
@@ -110,17 +125,19 @@ def probe(
 ) -> examples_lib.Outcome:
   """Linear layers on the pooled feature, for 1, 10 and 100 % of the labels.
 
-  Images without any label take no part; the result counts them.
+  Images without any mark take no part; the result counts them.
   """
-  train, val = ([e for e in found if e.labels] for found in (source.train, source.val))
-  kept = [k for k, example in enumerate(data.examples) if example.labels]
+  train, val = ([e for e in found if targets.classes_of(e) is not None]
+                for found in (source.train, source.val))
+  kept = [k for k, example in enumerate(data.examples)
+          if targets.classes_of(example) is not None]
   if not kept:
     raise examples_lib.EvaluationError(
         'linear_probe: no evaluated image has labels; leave the task out')
-  classes = sorted({prompts_lib.normal_label(label) for e in train for label in e.labels})
+  classes = sorted(set().union(*map(targets.classes_of, train)))
 
   def positives(examples: Sequence[records_lib.Example]) -> np.ndarray:
-    rows = [{prompts_lib.normal_label(label) for label in e.labels} for e in examples]
+    rows = [targets.classes_of(e) for e in examples]
     return np.array([[name in row for name in classes] for row in rows], bool)
 
   def split(name: str, examples: Sequence[records_lib.Example]) -> linear_probe.Split:
@@ -148,35 +165,43 @@ def detect(
 ) -> examples_lib.Outcome:
   """A detection head on the frozen maps: honest mAP, and MGCA's variant by its name.
 
-  An image without boxes counts as one without findings.
+  An image without boxes counts as one without findings where somebody looked for places;
+  the others take no part, and the result counts them.
   """
   classes = targets.categories(source.train)
+  test, groups = _places(data)
   truths = {name: [targets.boxes(e, classes=classes) for e in examples]
-            for name, examples in (('train', source.train), ('val', source.val),
-                                   ('test', data.examples))}
+            for name, examples in (('train', source.train_places), ('val', source.val_places),
+                                   ('test', test))}
   head = detector.train(
-      source.maps(model, 'train', source.train), truths['train'],
-      val_maps=source.maps(model, 'val', source.val), val_truths=truths['val'],
+      source.maps(model, 'train', source.train_places), truths['train'],
+      val_maps=source.maps(model, 'val', source.val_places), val_truths=truths['val'],
       classes=len(classes), settings=fit_lib.Settings(seed=source.seed),
       label=source.label('detection head'))
-  found = head.predict(source.maps(model, 'test', data.examples))
-  drawing = dict(classes=classes, groups=data.patients, seed=source.seed, replicates=replicates)
+  found = head.predict(source.maps(model, 'test', test))
+  drawing = dict(classes=classes, groups=groups, seed=source.seed, replicates=replicates)
   honest = detection.detection(truths['test'], found, **drawing)
   published = detection.detection(
       truths['test'], [_confident(each) for each in found],
       variant=detection.Variant.SKIPS_EMPTY, **drawing)
+  unannotated = len(data.examples) - len(test)
   return examples_lib.Outcome(parts={
-      'detection': honest.as_json(), 'detection_mgca_skips_empty': published.as_json()})
+      'detection': {**honest.as_json(), 'unannotated': unannotated},
+      'detection_mgca_skips_empty': {**published.as_json(), 'unannotated': unannotated}})
 
 
 def segment(
     model: inference.Model, data: examples_lib.Encoded, source: Source, *, replicates: int,
 ) -> examples_lib.Outcome:
-  """A light decoder on the frozen maps, Dice for 1, 10 and 100 % of the training images."""
+  """A light decoder on the frozen maps, Dice for 1, 10 and 100 % of the training images.
+
+  Images count as in `detect`.
+  """
   classes = source.masked
-  maps = source.maps(model, 'train', source.train)
-  val_maps = source.maps(model, 'val', source.val)
-  test_maps = source.maps(model, 'test', data.examples)
+  test, groups = _places(data)
+  maps = source.maps(model, 'train', source.train_places)
+  val_maps = source.maps(model, 'val', source.val_places)
+  test_maps = source.maps(model, 'test', test)
 
   def masks(examples: Sequence[records_lib.Example]):
     return (targets.masks(e, classes=classes) for e in examples)
@@ -185,17 +210,33 @@ def segment(
   for share in linear_probe.SHARES:
     rows, *_ = linear_probe.subset_rows(len(maps), share=share, subsets=1, seed=source.seed)
     head = decoder.train(
-        maps.take(rows), masks([source.train[k] for k in rows]), val_maps=val_maps,
-        val_masks=masks(source.val), classes=len(classes),
+        maps.take(rows), masks([source.train_places[k] for k in rows]), val_maps=val_maps,
+        val_masks=masks(source.val_places), classes=len(classes),
         settings=fit_lib.Settings(seed=source.seed),
         label=source.label(f'decoder, {share:.0%} of the images'))
     scores = segmentation.score_all(
-        head.predict(test_maps), masks(data.examples), classes=len(classes))
+        head.predict(test_maps), masks(test), classes=len(classes))
     shares[f'{share:g}'] = {'labelled': len(rows), **segmentation.segmentation(
-        scores, classes=classes, groups=data.patients, seed=source.seed,
+        scores, classes=classes, groups=groups, seed=source.seed,
         replicates=replicates).as_json()}
   return examples_lib.Outcome(
-      parts={'segmentation': {'protocol': segmentation.PROTOCOL, 'shares': shares}})
+      parts={'segmentation': {'protocol': segmentation.PROTOCOL, 'shares': shares,
+                              'unannotated': len(data.examples) - len(test)}})
+
+
+def _places(data: examples_lib.Encoded) -> tuple[list[records_lib.Example], list[str]]:
+  """The evaluated images in which places were looked for, and their patients.
+
+  Raises:
+    EvaluationError: there are none.
+  """
+  kept = [(example, patient) for example, patient in zip(data.examples, data.patients, strict=True)
+          if targets.is_annotated(example)]
+  if not kept:
+    raise examples_lib.EvaluationError(
+        'detection, segmentation: nobody looked for places in any evaluated image; leave the '
+        'tasks out')
+  return [example for example, _ in kept], [patient for _, patient in kept]
 
 
 def _confident(found: detection.Detections) -> detection.Detections:

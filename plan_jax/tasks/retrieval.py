@@ -9,6 +9,7 @@ from plan_jax import inference
 from plan_jax.evals import retrieval
 from plan_jax.tasks import examples as examples_lib
 from plan_jax.tasks import grounding
+from plan_jax.tasks import targets
 from plan_jax.tasks import zero_shot
 
 PER_CLASS = 200  # of the class-level form, as in CheXpert 5x200
@@ -64,7 +65,7 @@ def _measure(data, scores, *, name, seed, replicates) -> tuple[dict[str, Any], d
   found = retrieval.retrieval(scores, groups=groups, text_id=ids, **drawing).as_json()
   parts = {name: {**found, 'protocol': found['protocol'] + suffix}}
   sample = retrieval.balanced_sample(
-      [data.examples[k].labels for k in rows], per_class=PER_CLASS, seed=seed)
+      [targets.classes_of(data.examples[k]) or () for k in rows], per_class=PER_CLASS, seed=seed)
   if len(np.unique(sample.class_id)) > 1:
     drawn = [groups[k] for k in sample.rows]
     by_class = retrieval.class_retrieval(

@@ -1,19 +1,49 @@
 """Boxes, masks and labels of a record's phrases, as heads and protocols take them.
 
-Everything is in the evaluation's frame (`grounding.FRAME` pixels a side); the classes
-are the phrases' categories.
+Places are in the evaluation's frame (`grounding.FRAME` pixels a side); their classes are
+the phrases' categories.
 """
 
-from typing import Sequence
+from typing import Protocol, Sequence
 
 from jaxtyping import Bool
 import numpy as np
 
+from plan_jax import prompts
 from plan_jax.data import augment
 from plan_jax.data import records
 from plan_jax.evals import detection
 from plan_jax.evals import grounding
 from plan_jax.tasks import examples as examples_lib
+
+# Uncertain marks that count as present; all others count as absent. Source: CheXpert's
+# best policy for each class (Irvin et al., AAAI 2019).
+UNCERTAIN_IS_PRESENT = frozenset({
+    'atelectasis', 'edema', 'effusion', 'pleural effusion'})
+
+
+class Marked(Protocol):
+  """Classes by mark; `records.Example` is one."""
+
+  labels: Sequence[str]
+  negatives: Sequence[str]
+  uncertain: Sequence[str]
+
+
+def classes_of(marked: Marked) -> frozenset[str] | None:
+  """The classes that count as present; None for an image without any mark: unlabelled.
+
+  A class that a marked image does not mention counts as absent.
+  """
+  if not (marked.labels or marked.negatives or marked.uncertain):
+    return None
+  uncertain = {prompts.normal_label(name) for name in marked.uncertain}
+  return frozenset(map(prompts.normal_label, marked.labels)) | (uncertain & UNCERTAIN_IS_PRESENT)
+
+
+def is_annotated(example: records.Example) -> bool:
+  """Whether places were looked for, so that an image without any is an empty one."""
+  return example.is_annotated or bool(example.phrases)
 
 
 def categories(examples: Sequence[records.Example]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Zero-shot classification with a prompt file."""
 
 import math
-from typing import Any, Iterable, Sequence
+from typing import AbstractSet, Any, Iterable, Sequence
 
 from jaxtyping import Float
 import numpy as np
@@ -13,6 +13,7 @@ from plan_jax import shapes
 from plan_jax.evals import bootstrap
 from plan_jax.evals import zero_shot
 from plan_jax.tasks import examples as examples_lib
+from plan_jax.tasks import targets
 
 # Weight of the word matches beside the vectors in a score, both as the logits that were
 # trained. Chosen on phantoms of a seed of its own; .2 to .5 do equally well.
@@ -27,9 +28,9 @@ def run(
     seed: int,
     replicates: int,
 ) -> examples_lib.Outcome:
-  """AUROC of each class; images without any label are left out."""
+  """AUROC of each class; images without any mark are left out."""
   scores = class_scores(model, [data.images], classes=classes)
-  labels = [example.labels for example in data.examples]
+  labels = [targets.classes_of(example) for example in data.examples]
   is_positive, labelled = truths(labels, classes=classes)
   curves = {
       f'zero_shot/{entry.name}': zero_shot.roc(scores[labelled, k], is_positive[labelled, k])
@@ -88,28 +89,31 @@ def class_scores(
   return np.concatenate(parts)
 
 
-def truths(labels: Sequence[Sequence[str]], *, classes: Sequence[prompts_lib.ClassPrompts]):
-  """(is_positive [n k], labelled [n]): which images are of a class, and which have labels."""
-  normal = [{prompts_lib.normal_label(label) for label in row} for row in labels]
+def truths(
+    labels: Sequence[AbstractSet[str] | None], *, classes: Sequence[prompts_lib.ClassPrompts]):
+  """(is_positive [n k], labelled [n]): which images are of a class, and which are labelled.
+
+  `labels` are those of `targets.classes_of`.
+  """
   is_positive = np.array(
-      [[not row.isdisjoint(entry.labels) for entry in classes] for row in normal],
-      bool).reshape(len(normal), len(classes))
-  return is_positive, np.array([bool(row) for row in normal], bool)
+      [[not (row or frozenset()).isdisjoint(entry.labels) for entry in classes]
+       for row in labels], bool).reshape(len(labels), len(classes))
+  return is_positive, np.array([row is not None for row in labels], bool)
 
 
 def figures(
     scores: Float[np.ndarray, 'n k'],
     *,
     classes: Sequence[prompts_lib.ClassPrompts],
-    labels: Sequence[Sequence[str]],
+    labels: Sequence[AbstractSet[str] | None],
     patients: Sequence[str],
     with_words: bool,
     seed: int = 0,
     replicates: int = bootstrap.REPLICATES,
 ) -> dict[str, Any]:
-  """Zero-shot figures of images with labels; images without any label are left out.
+  """Zero-shot figures of labelled images; the others are left out.
 
-  `scores` are those of `class_scores`; `with_words`: the model's words are part of them
+  `scores` are those of `class_scores`, `labels` those of `targets.classes_of`; `with_words`: the model's words are part of them
   (a protocol of its own). The result also says how many images were left out, and which
   labels no class stands for.
   """
@@ -119,7 +123,7 @@ def figures(
       groups=[p for p, kept in zip(patients, labelled, strict=True) if kept],
       seed=seed, replicates=replicates)
   covered = {label for entry in classes for label in entry.labels}
-  seen = {prompts_lib.normal_label(label) for row in labels for label in row}
+  seen = {label for row in labels for label in row or ()}
   return {
       **found.as_json(),
       'protocol': zero_shot.PROTOCOL + ('_words' if with_words else ''),

@@ -1,14 +1,11 @@
 """Procedural chest radiographs with reports and exact truth (docs/phantoms.md)."""
 
-import pathlib
-
 import numpy as np
 
 from plan_jax.data import records
 from plan_jax.data.phantom import latent
 from plan_jax.data.phantom import render
 from plan_jax.data.phantom import report
-from plan_jax.data.phantom import sheet
 
 CLASSES = latent.CLASSES
 VERSION = 2  # of the drawing and the words: raise it with every change of either
@@ -42,9 +39,4 @@ def example(index: int, *, seed: int, size: int) -> records.Example:
   return records.Example(
       id=name, image=render.encode_image(picture.image), text=written.text, patient=name,
       split='test' if place < 2 else 'val' if place == 2 else 'train',
-      labels=latent.labels(findings), phrases=phrases)
-
-
-def preview(path: str | pathlib.Path, *, seed: int, count: int, size: int) -> None:
-  """Writes a contact sheet (PNG) of the first `count` pairs with the masks' contours."""
-  sheet.write(path, [example(index, seed=seed, size=size) for index in range(count)], size=size)
+      labels=latent.labels(findings), phrases=phrases, is_annotated=True)

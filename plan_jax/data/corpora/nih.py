@@ -1,0 +1,61 @@
+"""NIH ChestX-ray14: labels mined from reports (which are not published), and some boxes.
+
+Source: Wang et al., CVPR 2017; nihcc.app.box.com/v/ChestXray-NIHCC.
+"""
+
+from typing import Iterator
+
+from plan_jax.data.corpora import base
+from plan_jax.data.corpora import tables
+
+LAYOUT = """\
+  Data_Entry_2017.csv (or Data_Entry_2017_v2020.csv; elsewhere: --tables)
+  test_list.txt (or test_list_NIH.txt)         the official split, beside that table
+  BBox_List_2017.csv                           boxes of 8 findings in 880 images, if it is there
+  images_001/images/00000001_000.png ...       in any folders below --root"""
+
+
+def read(request: base.Request) -> Iterator[base.Found]:
+  """One line an image, then one a box."""
+  path = tables.find(request.tables, 'Data_Entry_2017.csv', 'Data_Entry_2017_v2020.csv',
+                     needed_for='images and labels')
+  test_path = tables.find(request.tables, 'test_list.txt', 'test_list_NIH.txt',
+                          needed_for='the official split')
+  test = set(test_path.read_text('utf-8').split())
+  files = base.index(request.root)
+  for line, values in tables.read(path, needs=('Image Index', 'Finding Labels', 'Patient ID')):
+    name = values['Image Index']
+    yield base.Line(
+        source=path.name, line=line,
+        values={
+            'image': _image(name, files),
+            'id': name.rpartition('.')[0],
+            'patient': values['Patient ID'],
+            'split': 'test' if name in test else base.train_or_val(values['Patient ID']),
+            'labels': values['Finding Labels'],  # separated by |, "No Finding" for none
+        })
+  path = tables.find_optional(request.tables, 'BBox_List_2017.csv')
+  if path is None:
+    yield 'no BBox_List_2017.csv: the records have no boxes'
+    return
+  # The header is "Image Index,Finding Label,Bbox [x,y,w,h],,,": a name with commas in it.
+  for line, values in tables.read(
+      path, needs=('Image Index', 'Finding Label', 'Bbox [x', 'y', 'w', 'h]')):
+    label = values['Finding Label']
+    yield base.Line(
+        source=path.name, line=line,
+        values={
+            'image': _image(values['Image Index'], files),
+            'id': values['Image Index'].rpartition('.')[0],
+            'annotations': [{'label': label, 'phrase': label.lower(), 'box': base.box(
+                values['Bbox [x'], values['y'], values['w'], values['h]'])}],
+        })
+
+
+def _image(name: str, files: dict[str, str]) -> str:
+  return files.get(name.rpartition('.')[0], name)
+
+
+CORPUS = base.Corpus(
+    name='nih', title='NIH ChestX-ray14: 112,120 chest radiographs with labels, 984 boxes',
+    layout=LAYOUT, read=read, texts=base.Texts.NONE)

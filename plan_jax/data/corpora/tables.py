@@ -1,0 +1,114 @@
+"""Published tables: found by name, plain or gzipped, read line by line, their columns checked."""
+
+import csv
+import gzip
+import io
+import itertools
+import os
+import pathlib
+from typing import Iterator, Sequence
+import zlib
+
+import tqdm
+
+from plan_jax.data.corpora import base
+
+_FIELD_LIMIT = 2**24
+_SHOWN_FROM = 2**22  # bytes: smaller tables take a second
+
+
+def find(folder: pathlib.Path, *names: str, needed_for: str) -> pathlib.Path:
+  """The one file of these names (patterns) in `folder`, plain or .gz.
+
+  Raises:
+    base.CorpusError: there is none, or several.
+  """
+  path = find_optional(folder, *names)
+  if path is None:
+    raise base.CorpusError(
+        f'{folder} holds no {" or ".join(names)} (nor .gz), which gives {needed_for}; put it '
+        'there, or name its folder with --tables')
+  return path
+
+
+def find_optional(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
+  """The same, None if there is none.
+
+  Raises:
+    base.CorpusError: there are several.
+  """
+  for name in names:
+    for pattern in (name, f'{name}.gz'):
+      found = sorted(folder.glob(pattern))
+      if len(found) > 1:
+        raise base.CorpusError(
+            f'{folder} holds several {pattern}: {", ".join(path.name for path in found)}; leave '
+            'the one that counts, or name its folder with --tables')
+      if found:
+        return found[0]
+  return None
+
+
+def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+  """(line number, column -> value) of each line; blanks around names are dropped.
+
+  Args:
+    path: .csv or .csv.gz, UTF-8.
+    needs: columns that must be there.
+
+  Raises:
+    base.CorpusError: it cannot be read as such a table, or lacks a column.
+  """
+  print(f'Reading {path.name}', flush=True)
+  csv.field_size_limit(_FIELD_LIMIT)
+  line = 1
+  try:
+    with open(path, 'rb') as stored, _bar(path) as bar:
+      file = gzip.GzipFile(fileobj=stored) if path.suffix == '.gz' else stored
+      reader = csv.reader(io.TextIOWrapper(file, 'utf-8-sig', newline=''), strict=True)
+      names = [name.strip() for name in next(reader, [])]
+      missing = [name for name in needs if name not in names]
+      if missing:
+        raise base.CorpusError(
+            f'{path} lacks the column {", ".join(missing)}; it has: {", ".join(names)}. Download '
+            'the table again, or give it the published column names')
+      line = reader.line_num + 1
+      for values in reader:
+        if any(values[len(names):]):
+          raise base.CorpusError(
+              f'{path}, line {line}: more fields than the header has; download it again')
+        if values:
+          yield line, dict(itertools.zip_longest(names, values[:len(names)], fillvalue=''))
+        line = reader.line_num + 1
+        bar.update(stored.tell() - bar.n)
+  except UnicodeDecodeError as error:
+    raise base.CorpusError(f'{path} is not UTF-8 near line {line}; download it again') from error
+  except csv.Error as error:
+    raise base.CorpusError(f'{path}, line {line}: not CSV ({error}); download it again') from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise base.CorpusError(
+        f'{path} cannot be read ({error}); check its permissions, or download it again') from error
+
+
+def _bar(path: pathlib.Path) -> tqdm.tqdm:
+  """Progress over the stored bytes, shown for large tables."""
+  size = path.stat().st_size
+  return tqdm.tqdm(
+      total=size, unit='B', unit_scale=True, desc=path.name, disable=size < _SHOWN_FROM,
+      mininterval=0.2 if os.isatty(2) else 10, dynamic_ncols=True)
+
+
+def marks(values: dict[str, str], *, classes: Sequence[str]) -> dict[str, float | None]:
+  """CheXpert's cells -> marks: '1.0', '0.0', '-1.0', '' (not mentioned).
+
+  Raises:
+    ValueError: naming a cell that is none of these.
+  """
+  found = {}
+  for name in classes:
+    cell = values.get(name, '').strip()
+    try:
+      found[name] = float(cell) if cell else None
+    except ValueError:
+      raise ValueError(f'{name} is {cell[:20]!r}; a mark is 1, 0, -1 or empty') from None
+  return found
