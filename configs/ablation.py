@@ -33,8 +33,8 @@ def get_config() -> ablation.Grid:
           'mgca': arm(changes={'objective.name': 'mgca'}),
           'no-cross-pair': arm(about='(9) off, (7) on', changes={
               'objective.negatives': 'pair', 'objective.word_region_weight': 1.0}),
-          'all-words': arm(about='(9) without the draw of (11)', changes={
-              'objective.cross_pair_words': 0}),
+          'drawn-words': arm(about='16 words a report in (9), drawn by (11)', changes={
+              'objective.cross_pair_words': 16}),
           'no-soft-gate': arm(about='(5) hard', changes={'objective.gate': 'hard'}),
           'no-stages': arm(about='last stage only', changes={
               'stages.discover.share': 0.0, 'stages.refine.share': 0.0,

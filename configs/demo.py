@@ -25,7 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective.word_region_weight = 0.0
   config.objective.pixel_word_weight = 0.0
   config.objective.refine_weight = 0.1
-  config.objective.cross_pair_words = 16  # more steps in the same time: docs/method.md
   config.objective.block_mib = 2  # what fits the cache of a CPU core is fastest
   config.stages.discover.share = 0.1  # wide regions teach cells to speak for the whole image
   config.stages.refine.share = 0.2
