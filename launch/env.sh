@@ -47,6 +47,8 @@ make_env() {
     fi
     echo "$want" > "$venv/.made-for${extra:+-$extra}"
   fi
+  # Compiled programs are kept: starting again, or continuing, takes a fraction of the time.
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$venv/xla-cache}"
   # shellcheck disable=SC1091
   . "$venv/bin/activate"
 }

@@ -137,24 +137,18 @@ class _Run:
     progress = metrics.Progress(
         total_steps=settings.steps, start_step=start, batch_size=settings.batch_size)
     stop = _StopSignal()
-    skipped, all_skipped_since = int(state.skipped), start
+    log = _Log(config=self.config, schedule=self.schedule, writer=writer, progress=progress,
+               skipped=int(state.skipped), all_skipped_since=start)
     ends = set(self.schedule.ends.values())
     for step in range(start + 1, settings.steps + 1):
       state, values = train_step(state, next(batches), self.schedule.values(step - 1))
+      log.flush()  # of the step before: the device is busy with this one
       if step % settings.log_every == 0 or step == settings.steps:
-        values = {name: float(value) for name, value in jax.device_get(values).items()}
-        if values['skipped_steps'] - skipped < step - all_skipped_since:
-          skipped, all_skipped_since = values['skipped_steps'], step
-        elif step - all_skipped_since >= MAX_SKIPPED_IN_A_ROW:
-          raise TrainingError(
-              f'step {step}: loss or gradient was not finite for {step - all_skipped_since} steps '
-              f'in a row; start a new --workdir with a lower config.optim.lr '
-              f'(now {self.config.optim.lr:g})')
-        losses = {k: v for k, v in values.items() if k.startswith('loss')}
-        rate = progress.update(step, stage=self.schedule.name(step - 1), losses=losses)
-        writer.write(step, {'stage': self.schedule.name(step - 1), 'pairs_per_s': rate, **values})
+        log.pending = step, values
       validate = step % settings.eval_every == 0 or step in ends
       save = step % settings.checkpoint_every == 0 or step in ends
+      if validate or save or stop.asked or step == settings.steps:
+        log.flush()
       if validate or save or stop.asked:
         began = time.monotonic()
         found = self.validate(state) if validate else {}
@@ -217,6 +211,41 @@ class _Run:
           f'page        {out / "report.html"}\n'
           f'figures     {out / "metrics.json"}\n'
           f'pictures    {", ".join(map(str, pictures))}')
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Log:
+  """Figures of a step, fetched when the next one is under way, so that no step waits."""
+
+  config: config_lib.Config
+  schedule: stages.Schedule
+  writer: metrics.Writer
+  progress: metrics.Progress
+  skipped: int
+  all_skipped_since: int
+  pending: tuple[int, step_lib.Metrics] | None = None
+
+  def flush(self) -> None:
+    """Writes and shows what is pending.
+
+    Raises:
+      TrainingError: the steps since the last time were all skipped, and too many.
+    """
+    if self.pending is None:
+      return
+    (step, values), self.pending = self.pending, None
+    values = {name: float(value) for name, value in jax.device_get(values).items()}
+    if values['skipped_steps'] - self.skipped < step - self.all_skipped_since:
+      self.skipped, self.all_skipped_since = values['skipped_steps'], step
+    elif step - self.all_skipped_since >= MAX_SKIPPED_IN_A_ROW:
+      raise TrainingError(
+          f'step {step}: loss or gradient was not finite for {step - self.all_skipped_since} '
+          'steps in a row; start a new --workdir with a lower config.optim.lr '
+          f'(now {self.config.optim.lr:g})')
+    losses = {k: v for k, v in values.items() if k.startswith('loss')}
+    stage = self.schedule.name(step - 1)
+    rate = self.progress.update(step, stage=stage, losses=losses)
+    self.writer.write(step, {'stage': stage, 'pairs_per_s': rate, **values})
 
 
 class _StopSignal:
