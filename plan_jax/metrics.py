@@ -61,12 +61,17 @@ class Progress:
   """The live line: stage, step, pairs/s, loss terms, time left.
 
   On a terminal the line is rewritten in place; elsewhere a line is printed at
-  most every `quiet_s` seconds.
+  most every `quiet_s` seconds. `peak_share_of_step` is what a step of one second would be
+  of the devices' peak FLOP/s; 0 where that is not known, and no MFU is shown.
   """
 
-  def __init__(self, *, total_steps: int, start_step: int, batch_size: int, quiet_s: float = 10.0):
+  def __init__(
+      self, *, total_steps: int, start_step: int, batch_size: int,
+      peak_share_of_step: float = 0.0, quiet_s: float = 10.0,
+  ):
     self._total, self._batch = total_steps, batch_size
     self._last_step, self._last = start_step, time.monotonic()
+    self._peak_share_of_step = peak_share_of_step
     self._updates, self._step_s = 0, 0.0
     self._quiet_s, self._printed = quiet_s, -quiet_s
     self._live = sys.stdout.isatty()
@@ -87,8 +92,8 @@ class Progress:
     self._last_step, self._last, self._paused_s = step, now, 0.0
     self._updates += 1
     terms = ' '.join(f'{name.removeprefix("loss_")} {value:.3f}' for name, value in losses.items())
-    line = (f'{stage:<8} step {step}/{self._total}  {rate:.0f} pairs/s  {terms}'
-            f'  ETA {int(eta) // 60}:{int(eta) % 60:02d}')
+    mfu = f'  MFU {self._peak_share_of_step / step_s:.0%}' if self._peak_share_of_step else ''
+    line = (f'{stage:<8} step {step}/{self._total}  {rate:.0f} pairs/s{mfu}  {terms}'            f'  ETA {int(eta) // 60}:{int(eta) % 60:02d}')
     if self._live:
       print(f'\r\033[K{line}', end='' if step < self._total else '\n', flush=True)
     elif now - self._printed >= self._quiet_s or step == self._total:

@@ -1,5 +1,6 @@
 """The training step: one compiled, sharded, donated function for all stages."""
 
+import dataclasses
 import functools
 from typing import Any, Callable
 
@@ -11,9 +12,11 @@ import numpy as np
 import optax
 
 from plan_jax import config as config_lib
+from plan_jax import flops
 from plan_jax import mesh as mesh_lib
 from plan_jax import optim
 from plan_jax import shapes
+from plan_jax import stages
 from plan_jax.losses import cross_pair
 from plan_jax.models import plan as plan_model
 from plan_jax.models import vit
@@ -218,6 +221,27 @@ def make_train_step(
       in_shardings=(everywhere, rows, everywhere),
       out_shardings=everywhere,
   )
+
+
+def model_flops(
+    model: plan_model.PlanModel, optimizer: optax.GradientTransformation, *,
+    config: config_lib.Config, mesh: jax.sharding.Mesh,
+) -> int:
+  """FLOPs of a step over all devices: forward and backward, nothing computed twice.
+
+  Of the branches that a stage may skip, such as the teacher's pass, the dearest counts.
+  """
+  plain = dataclasses.replace(
+      config,
+      model=dataclasses.replace(config.model, remat=config_lib.Remat.NONE),
+      objective=dataclasses.replace(
+          config.objective, algorithm=config_lib.Algorithm.REFERENCE),
+      train=dataclasses.replace(config.train, chunks=1))
+  model = dataclasses.replace(model, settings=plain.model)
+  state = jax.eval_shape(lambda: init_state(model, optimizer, config=plain))
+  batch = jax.eval_shape(lambda: empty_batch(config.data, size=config.train.batch_size))
+  stage = stages.schedule(config.stages, total_steps=config.train.steps).values(0)
+  return flops.count(make_train_step(model, optimizer, config=plain, mesh=mesh), state, batch, stage)
 
 
 def _in_parts(towers: Callable[..., Any], key: jax.Array, *inputs: Any, chunks: int, devices: int):

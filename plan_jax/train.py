@@ -29,6 +29,7 @@ from plan_jax import checkpoint
 from plan_jax import config as config_lib
 from plan_jax import errors
 from plan_jax import evaluation
+from plan_jax import flops
 from plan_jax import inference
 from plan_jax import mesh as mesh_lib
 from plan_jax import metrics
@@ -48,15 +49,20 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of the run: checkpoints, metrics, pictures. A run found there is '
     'continued.')
+_PROFILE = flags.DEFINE_boolean(
+    'profile', False, 'Record a profile of five steps, for TensorBoard or xprof.')
 MAX_SKIPPED_IN_A_ROW = 20
+_PROFILED = range(10, 15)  # steps after the start, when all is compiled and caches are warm
 
 
 class TrainingError(errors.UserError):
   """A run that cannot go on."""
 
 
-def train(config: config_lib.Config, workdir: Path) -> None:
+def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) -> None:
   """Runs, or continues, the training that `config` describes, in `workdir`.
+
+  With `profile` a trace of a few steps is written as well.
 
   Raises:
     UserError: records, checkpoint or workdir cannot be used; the message says why.
@@ -89,7 +95,9 @@ def train(config: config_lib.Config, workdir: Path) -> None:
       keep_newest=config.train.keep_newest)
 
   run = _Run(config=config, workdir=workdir, schedule=schedule, checkpoints=checkpoints,
-             vocabulary=vocabulary, content_hash=card['content_hash'])
+             vocabulary=vocabulary, content_hash=card['content_hash'],
+             peak_share_of_step=_peak_share_of_step(model, optimizer, config=config, mesh=mesh),
+             profile=profile)
   if checkpoints.latest_step() is None:
     print(f'new run: {len(records)} training pairs, {mesh.size} {jax.default_backend()} device(s)',
           flush=True)
@@ -116,6 +124,16 @@ def train(config: config_lib.Config, workdir: Path) -> None:
   run.finish(state)
 
 
+def _peak_share_of_step(model, optimizer, *, config, mesh) -> float:
+  """The FLOPs of a step as a share of a second of all devices; 0 where their peak is unknown."""
+  peak = flops.peak(mesh.devices.flat[0])
+  if peak is None:
+    return 0.0
+  step_flops = step_lib.model_flops(model, optimizer, config=config, mesh=mesh)
+  print(f'{step_flops / 1e12:.3g} TFLOP a step (model FLOPs)', flush=True)
+  return step_flops / (peak * mesh.size)
+
+
 @dataclasses.dataclass(kw_only=True)
 class _Run:
   """What the loop needs besides the state."""
@@ -126,6 +144,8 @@ class _Run:
   checkpoints: checkpoint.Checkpoints
   vocabulary: list[str]
   content_hash: str
+  peak_share_of_step: float
+  profile: bool
 
   def loop(
       self, state: step_lib.TrainState, train_step: step_lib.TrainStep,
@@ -135,13 +155,21 @@ class _Run:
     settings, start = self.config.train, int(state.step)
     writer = metrics.Writer(self.workdir, start_step=start)
     progress = metrics.Progress(
-        total_steps=settings.steps, start_step=start, batch_size=settings.batch_size)
+        total_steps=settings.steps, start_step=start, batch_size=settings.batch_size,
+        peak_share_of_step=self.peak_share_of_step)
     stop = _StopSignal()
     log = _Log(config=self.config, schedule=self.schedule, writer=writer, progress=progress,
                skipped=int(state.skipped), all_skipped_since=start)
     ends = set(self.schedule.ends.values())
     for step in range(start + 1, settings.steps + 1):
+      if self.profile and step - start == _PROFILED.start:
+        jax.profiler.start_trace(str(self.workdir / 'profile'))
       state, values = train_step(state, next(batches), self.schedule.values(step - 1))
+      if self.profile and step - start == _PROFILED.stop:
+        jax.block_until_ready(state)
+        jax.profiler.stop_trace()
+        progress.note(f'profile of steps {start + _PROFILED.start} to {step} in '
+                      f'{self.workdir / "profile"}: tensorboard --logdir, with xprof')
       log.flush()  # of the step before: the device is busy with this one
       if step % settings.log_every == 0 or step == settings.steps:
         log.pending = step, values
@@ -276,7 +304,8 @@ def main(argv: list[str]) -> None:
     if value is None:
       raise TrainingError(f'--{name} is missing; see --help')
   logging.set_verbosity(logging.ERROR)  # orbax tells of every file, and warns of what is meant
-  train(config_lib.resolve(_CONFIG.value), Path(_WORKDIR.value).absolute())
+  train(config_lib.resolve(_CONFIG.value), Path(_WORKDIR.value).absolute(),
+        profile=_PROFILE.value)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = [  # a module imports only from its own level and those above it in this list
     {'errors', 'shapes', 'rules', 'config'},
-    {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts'},
+    {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts',
+     'flops'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
      'page', 'probes', 'tasks'},
     {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw',

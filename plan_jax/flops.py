@@ -1,0 +1,59 @@
+"""Floating point operations of a program, and what share of the hardware's peak they use.
+
+Matrix products and convolutions are counted from the traced program, a loop as often as it
+runs: XLA's own count takes the body of a loop once. Everything else (norms, softmax, gates)
+is left out, as is usual for model FLOPs.
+"""
+
+import math
+from typing import Any, Callable
+
+import jax
+from jax.extend import core
+
+# Dense bf16 TFLOP/s of a chip, from the makers' data sheets, by the start of `device_kind`.
+_PEAK_TFLOPS = {
+    'TPU v4': 275, 'TPU v5 lite': 197, 'TPU v5e': 197, 'TPU v5p': 459, 'TPU v5': 459,
+    'TPU v6 lite': 918, 'TPU v6e': 918, 'NVIDIA A100': 312, 'NVIDIA H100': 989,
+    'NVIDIA H200': 989, 'NVIDIA B200': 2250}
+
+
+def peak(device: jax.Device) -> float | None:
+  """FLOP/s of a device in bf16; None where it is not known (CPUs, other GPUs)."""
+  for kind, tflops in _PEAK_TFLOPS.items():
+    if device.device_kind.startswith(kind):
+      return tflops * 1e12
+  return None
+
+
+def count(function: Callable[..., Any], *args: Any) -> int:
+  """FLOPs of the matrix products and convolutions of `function(*args)`.
+
+  Arguments may be `jax.ShapeDtypeStruct`s. Of a branch the dearest side counts, and a
+  `while` loop, whose length nobody knows, once.
+  """
+  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+  return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: core.JaxprEqn) -> int:
+  name, params = equation.primitive.name, equation.params
+  if name == 'dot_general':
+    (contracted, _), _ = params['dimension_numbers']
+    left = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[k] for k in contracted)
+  if name == 'conv_general_dilated':
+    kernel = equation.invars[1].aval.shape
+    output_feature = params['dimension_numbers'].rhs_spec[0]
+    positions = math.prod(equation.outvars[0].aval.shape)
+    # A dilated input (backward of a stride) is mostly zeros, which nobody multiplies.
+    return (2 * positions * math.prod(kernel) // kernel[output_feature]
+            // math.prod(params['lhs_dilation']))
+  if name == 'cond':
+    return max(_count(branch.jaxpr) for branch in params['branches'])
+  times = {'scan': lambda: params['length'], 'shard_map': lambda: params['mesh'].size}
+  inner = sum(_count(sub) for sub in core.jaxprs_in_params(params))
+  return inner * times.get(name, lambda: 1)()
