@@ -28,7 +28,9 @@ FORMAT = 1
 BEST_METRIC = 'val_retrieval_r5'
 # These may change between a run's start and its continuation.
 _FREE_ON_RESUME = ('data.records', 'data.threads', 'train.log_every', 'train.eval_every',
-                   'train.eval_pairs', 'train.checkpoint_every', 'train.keep_newest', 'evaluation')
+                   'train.eval_pairs', 'train.checkpoint_every', 'train.keep_newest', 'evaluation',
+                   # How a step is computed, not what.
+                   'train.sharding', 'model.remat', 'objective.algorithm', 'objective.block_mib')
 
 
 class CheckpointError(errors.UserError):
@@ -113,9 +115,12 @@ class Checkpoints:
 
   def restore(
       self, state: Any, *, config: config_lib.Config, vocabulary: Sequence[str],
-      content_hash: str, sharding: jax.sharding.Sharding,
+      content_hash: str, shardings: Any,
   ) -> step_lib.TrainState:
-    """The newest state, every array of the shape that `state` has, placed as `sharding` says.
+    """The newest state, every array of the shape that `state` has, placed as `shardings` says.
+
+    `shardings` is a tree like `state`, or one sharding for all: a run continues on another
+    number of devices, and split where it was replicated.
 
     Raises:
       CheckpointError: the checkpoint belongs to another config, vocabulary or corpus.
@@ -132,8 +137,11 @@ class Checkpoints:
       raise CheckpointError(
           f'{where}: was trained on other records (content hash {about["data_content_hash"][:12]}, '
           f'now {content_hash[:12]}); use the same records or a new --workdir')
+    if isinstance(shardings, jax.sharding.Sharding):
+      shardings = jax.tree.map(lambda _: shardings, state)
     model, train = _items(jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state))
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state, shardings))
     try:
       restored = self._manager.restore(
           step,

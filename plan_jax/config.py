@@ -60,6 +60,13 @@ class Remat(enum.StrEnum):
   BLOCKS = 'blocks'
 
 
+class Sharding(enum.StrEnum):
+  """Where parameters and optimizer live: a copy on each device, or split over all (FSDP)."""
+
+  REPLICATED = 'replicated'
+  FSDP = 'fsdp'
+
+
 class PixelHead(enum.StrEnum):
   """What projects the pixels: a head of their own, or that of the pooled image.
 
@@ -265,6 +272,7 @@ class Train:
   batch_size: int = 256  # pairs a step, over all devices
   chunks: int = 1  # parts in which the towers see a batch; the losses see all of it
   seed: int = 0
+  sharding: Sharding = Sharding.REPLICATED
   precision: Precision = Precision.AUTO
   log_every: int = 20  # steps
   eval_every: int = 1000

@@ -121,6 +121,15 @@ def init_state(
   )
 
 
+def state_shardings(
+    model: plan_model.PlanModel, optimizer: optax.GradientTransformation, *,
+    config: config_lib.Config, mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """Where each array of the state lives (`config.train.sharding`)."""
+  state = jax.eval_shape(lambda: init_state(model, optimizer, config=config))
+  return mesh_lib.of_state(state, mesh=mesh, how=config.train.sharding)
+
+
 def make_train_step(
     model: plan_model.PlanModel,
     optimizer: optax.GradientTransformation,
@@ -128,7 +137,7 @@ def make_train_step(
     config: config_lib.Config,
     mesh: jax.sharding.Mesh,
 ) -> TrainStep:
-  """Compiles the step over `mesh`: batch split over `data`, state replicated and donated.
+  """Compiles the step over `mesh`: batch split over `data`, state placed and donated.
 
   The stage is data, so one compilation serves all stages. A step whose loss or
   gradient is not finite changes nothing but the step and skip counters.
@@ -137,6 +146,7 @@ def make_train_step(
   grid = plan_model.grid_shape(config.model, config.data.image_size)
   schedule = optim.learning_rate(config.optim, total_steps=config.train.steps)
   everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
+  placed = state_shardings(model, optimizer, config=config, mesh=mesh)
 
   in_parts = functools.partial(_in_parts, chunks=config.train.chunks, devices=mesh.size)
 
@@ -218,8 +228,8 @@ def make_train_step(
   return jax.jit(
       train_step,
       donate_argnums=0,
-      in_shardings=(everywhere, rows, everywhere),
-      out_shardings=everywhere,
+      in_shardings=(placed, rows, everywhere),
+      out_shardings=(placed, everywhere),
   )
 
 

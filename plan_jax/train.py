@@ -87,8 +87,9 @@ def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) ->
 
   model = step_lib.build_model(config, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
+  placed = step_lib.state_shardings(model, optimizer, config=config, mesh=mesh)
   init = jax.jit(lambda: step_lib.init_state(model, optimizer, config=config),
-                 out_shardings=mesh_lib.replicated(mesh))
+                 out_shardings=placed)
   schedule = stages.schedule(config.stages, total_steps=config.train.steps)
   checkpoints = checkpoint.Checkpoints(
       workdir / 'checkpoints', stage_ends=list(schedule.ends.values()),
@@ -106,7 +107,7 @@ def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) ->
     print(f'continuing from step {checkpoints.latest_step()} of {config.train.steps}', flush=True)
     state = checkpoints.restore(
         jax.eval_shape(init), config=config, vocabulary=vocabulary,
-        content_hash=card['content_hash'], sharding=mesh_lib.replicated(mesh))
+        content_hash=card['content_hash'], shardings=placed)
   (workdir / 'config.json').write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n')
   how = step_lib.contrast_plan(config, mesh)
   if how:
@@ -114,6 +115,9 @@ def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) ->
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   print(f'{parameters / 1e6:.1f} M parameters; compiling the step (once for all stages)', flush=True)
 
+  if profile and config.train.steps - int(state.step) < _PROFILED.stop:
+    raise TrainingError(f'--profile needs {_PROFILED.stop} steps to go, there are '
+                        f'{config.train.steps - int(state.step)}; leave it out')
   train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
   batches = pipeline.batches(
       records, tokenizer=tokenizer, settings=config.data, batch_size=config.train.batch_size,

@@ -64,7 +64,7 @@ def test_what_was_saved_comes_back(directory, state):
   saver = checkpoint.Checkpoints(directory, stage_ends=[2, 4], keep_newest=1)
   restored = saver.restore(
       jax.eval_shape(lambda: state), config=CONFIG, vocabulary=VOCABULARY, content_hash='abc',
-      sharding=mesh_lib.replicated(mesh_lib.make_mesh(jax.devices()[:2])))
+      shardings=mesh_lib.replicated(mesh_lib.make_mesh(jax.devices()[:2])))
   saver.close()
   assert int(restored.step) == 6
   expected = state.replace(step=np.int32(6))
@@ -83,7 +83,7 @@ def test_continuing_something_else_is_refused(directory, state, changes, parts):
     saver.restore(
         jax.eval_shape(lambda: state),
         **{'config': CONFIG, 'vocabulary': VOCABULARY, 'content_hash': 'abc',
-           'sharding': mesh_lib.replicated(mesh_lib.make_mesh()), **changes})
+           'shardings': mesh_lib.replicated(mesh_lib.make_mesh()), **changes})
   saver.close()
   for part in [*parts, '--workdir']:
     assert part in str(error.value)
@@ -91,10 +91,12 @@ def test_continuing_something_else_is_refused(directory, state, changes, parts):
 
 def test_harmless_settings_may_change(directory, state):
   saver = checkpoint.Checkpoints(directory, stage_ends=[2, 4], keep_newest=1)
-  config = tiny.config(data={'records': 'elsewhere', 'threads': 1}, train={'log_every': 3})
+  config = tiny.config(
+      data={'records': 'elsewhere', 'threads': 1}, model={'remat': 'blocks'},
+      objective={'algorithm': 'ring'}, train={'log_every': 3, 'sharding': 'fsdp'})
   restored = saver.restore(
       jax.eval_shape(lambda: state), config=config, vocabulary=VOCABULARY, content_hash='abc',
-      sharding=mesh_lib.replicated(mesh_lib.make_mesh()))
+      shardings=mesh_lib.replicated(mesh_lib.make_mesh()))
   saver.close()
   assert int(restored.step) == 6
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from plan_jax import config as config_lib
 from plan_jax import mesh as mesh_lib
 from plan_jax import optim
 from plan_jax import stages
@@ -19,7 +20,8 @@ def run(config, *, devices, steps, stage_steps=None, poison=None):
   model = step_lib.build_model(config, vocab_size=tiny.VOCAB_SIZE)
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
   state = jax.jit(lambda: step_lib.init_state(model, optimizer, config=config),
-                  out_shardings=mesh_lib.replicated(mesh))()
+                  out_shardings=step_lib.state_shardings(
+                      model, optimizer, config=config, mesh=mesh))()
   train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
   schedule = stages.schedule(config.stages, total_steps=config.train.steps)
   history = []
@@ -108,3 +110,25 @@ def test_every_kind_of_run_learns_a_repeated_batch(changes):
     losses.append(float(metrics['loss']))
   assert int(state.skipped) == 0
   assert min(losses[4:]) < losses[0]
+
+
+def test_split_parameters_give_the_same_step_in_less_memory(reference):
+  config, (state, history, _) = reference
+  split = dataclasses.replace(
+      config, train=dataclasses.replace(config.train, sharding=config_lib.Sharding.FSDP))
+  other, other_history, _ = run(split, devices=4, steps=3, stage_steps=[0, 3, 8])
+  for one, many in zip(history, other_history, strict=True):
+    for name, value in one.items():
+      assert many[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+
+  def on_first_device(state):
+    first = jax.devices()[0]
+    return sum(shard.data.nbytes for leaf in jax.tree.leaves(state.params)
+               for shard in leaf.addressable_shards if shard.device == first)
+
+  assert on_first_device(other) < 0.3 * on_first_device(state)
+  kernel = other.params['text_tower']['stack']['blocks']['mlp']['dense_1']['kernel']
+  assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, None, 'data')
+  moments = [leaf for leaf in jax.tree.leaves(other.opt_state) if leaf.shape == kernel.shape]
+  assert moments and all(leaf.sharding.spec == kernel.sharding.spec for leaf in moments)
+  assert other.params['relation'].sharding.spec == jax.sharding.PartitionSpec()
