@@ -135,7 +135,7 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
   ids.write_text('# an evaluation set\n02aa804e-bde0afdd-112c0b34-7bc16630-0000ap\nabsent\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids), '--limit', '7') == 0
   printed = capsys.readouterr().out
-  assert '--exclude-ids: 1 of 2 ids name no image here, for example absent' in printed
+  assert '--exclude-ids: 1 of 2 ids name no image here' in printed and 'absent' not in printed
   card = _card(tmp_path)
   # The patient's two, of which one is listed:
   assert card['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2, 'limit': 3}
@@ -149,6 +149,28 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
   ids.write_text('\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids)) == 2
   assert 'is empty' in capsys.readouterr().err
+
+
+def test_an_excluded_image_takes_its_patient_along_whatever_its_view(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.mimic_cxr(root)
+  ids = tmp_path / 'ids.txt'
+  ids.write_text('02aa804e-bde0afdd-112c0b34-7bc16630-0000lateral\n')
+  assert _run('mimic_cxr', root, '--exclude-ids', str(ids)) == 0
+  assert _card(tmp_path)['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2}
+  assert '10000032' not in {e.patient for e in _all(tmp_path).values()}
+  assert 'name no image' not in capsys.readouterr().out
+
+
+def test_a_list_that_leaves_nothing_is_an_error(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.mimic_cxr(root)
+  ids = tmp_path / 'ids.txt'
+  ids.write_text('10000032\n')  # a patient: --only-ids wants images
+  assert _run('mimic_cxr', root, '--only-ids', str(ids)) == 2
+  error = capsys.readouterr().err
+  assert 'none of 12 images is left (rows left out: not_in_only_ids 12)' in error
+  assert not (tmp_path / 'out').exists()
 
 
 # ---- the others

@@ -105,11 +105,12 @@ def contents(
 
   Raises:
     CorpusError: its folders or tables are not as published, or no line is left.
+    items.SelectionError: `selection` takes none of the images.
   """
   if not request.root.is_dir():
     raise CorpusError(
         f'--root {request.root} is no directory; {corpus.name} needs:\n{corpus.layout}')
-  good, rejects, notes, left_out, total = [], [], [], {}, 0
+  good, rejects, notes, left_out, excluded, total = [], [], [], {}, {}, 0
   has_text = False
   for found in corpus.read(request):
     if isinstance(found, str):
@@ -119,6 +120,9 @@ def contents(
     if isinstance(found, rows_lib.Reject):
       rejects.append(found)
       continue
+    # Before the views: another view of the same study has the same report.
+    if found.values.get('id') in selection.exclude and found.values.get('patient'):
+      excluded[found.values['id']] = found.values['patient']
     reason = found.left_out or (
         '' if _is_wanted(found.view, request.views) else f'view_{found.view}')
     if reason:
@@ -139,7 +143,7 @@ def contents(
         'keep images without reports with --allow-empty-text')
   return items.assemble(
       good, rejects=rejects, rows=total, root=str(request.root), left_out=left_out,
-      allow_empty_text=allow_empty_text, selection=selection, notes=notes)
+      excluded=excluded, allow_empty_text=allow_empty_text, selection=selection, notes=notes)
 
 
 def _is_wanted(view: View, views: Views) -> bool:
