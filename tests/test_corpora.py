@@ -253,7 +253,7 @@ def test_nih(tmp_path):
   heart = found['00000001_001']
   assert heart.labels == ('cardiomegaly', 'effusion') and heart.is_annotated
   np.testing.assert_allclose(
-      heart.phrases[0].boxes, [[10.5 / 64, 12 / 64, 30.5 / 64, 28.5 / 64]], rtol=1e-6)
+      heart.phrases[0].boxes * 1024, [[100.5, 120, 300.5, 280.5]], rtol=1e-6)
   assert not found['00000001_000'].is_annotated and found['00000001_000'].labels == ('no finding',)
 
 
@@ -262,6 +262,9 @@ def test_rsna(tmp_path):
   assert card['rows'] == {'in': 11, 'records': 10, 'merged': 1, 'rejected': {}, 'left_out': {}}
   assert card['phrases']['boxes'] == 5 and card['annotated'] == 10
   found = list(_all(tmp_path).values())
+  two = _all(tmp_path)['0004cfab-14fd-4e49-80ba-63a80b6b0000']
+  np.testing.assert_allclose(np.concatenate([p.boxes for p in two.phrases]) * 1024, [
+      [160, 128, 416, 512], [480, 128, 736, 512]])
   assert {e.labels for e in found if e.phrases} == {('pneumonia',)}
   assert {e.negatives for e in found if not e.phrases} == {('pneumonia',)}
 
@@ -339,12 +342,19 @@ def test_ms_cxr(tmp_path):
       example.phrases[0].boxes, [[8 / 64, 20 / 80, 32 / 64, 50 / 80]], rtol=1e-6)
 
 
-def test_ms_cxr_on_resized_pictures_is_refused(tmp_path):
+@pytest.mark.parametrize('name, pattern', [
+    ('ms_cxr', 'files/p10/*/*/*0001.jpg'), ('nih', 'images_002/images/00000001_001.png'),
+    ('rsna', 'stage_2_train_images/*0001.dcm')])
+def test_boxes_on_resized_pictures_are_refused(tmp_path, name, pattern):
   root = tmp_path / 'in'
-  layouts.ms_cxr(root)
-  path = next(root.glob('files/p10/*/*/*0001.jpg'))
-  layouts.picture(path, 1, width=32, height=40)  # boxes count in pixels of the original
-  assert _run('ms_cxr', root) == 0
+  root.mkdir()
+  getattr(layouts, name)(root)
+  if name == 'nih':  # which has a bad box already
+    path = root / 'BBox_List_2017.csv'
+    path.write_text(''.join(path.read_text().splitlines(keepends=True)[:-1]))
+  [path] = root.glob(pattern)
+  layouts.picture(path, 1, width=512, height=512)  # boxes count in pixels of the original
+  assert _run(name, root) == 0
   assert _card(tmp_path)['rows']['rejected'] == {'bad_box': 1}
 
 
