@@ -153,12 +153,12 @@ def padchest(root: pathlib.Path) -> None:
     report = f'sin hallazgos patologicos en el caso {k} . senos costofrenicos libres .'
     rows.append((k, name, k % 3, 20140915, 20536686640136348236148679891455886468 + k,
                  839860488694 + k, 1930.0, 'F', 'POSTEROANTERIOR', projection,
-                 'Manual review of DICOM fields', 'No', 4765777 + k, report, 'Physician',
+                 'Manual review of DICOM fields', 'No', f'MONOCHROME{2 - (k == 4)}', 4765777 + k, report, 'Physician',
                  "['normal', 'pleural effusion ']" if k % 3 != 2 else '', '[]'))
   table(root / 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz', (
       '', 'ImageID', 'ImageDir', 'StudyDate_DICOM', 'StudyID', 'PatientID', 'PatientBirth',
       'PatientSex_DICOM', 'ViewPosition_DICOM', 'Projection', 'MethodProjection', 'Pediatric',
-      'ReportID', 'Report', 'MethodLabel', 'Labels', 'Localizations'), rows)
+      'PhotometricInterpretation_DICOM', 'ReportID', 'Report', 'MethodLabel', 'Labels', 'Localizations'), rows)
 
 
 def rocov2(root: pathlib.Path) -> None:

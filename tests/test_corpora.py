@@ -236,6 +236,17 @@ def test_padchest(tmp_path):
   assert np.corrcoef(shown.ravel(), layouts.pixels(0).ravel())[0, 1] > 0.99  # 16 bits came through
 
 
+def test_padchest_labels_that_are_no_list(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.padchest(root)
+  path = root / 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz'
+  content = gzip.decompress(path.read_bytes()).decode()
+  path.write_bytes(gzip.compress(content.replace("['normal', ", '[nan, ', 1).encode()))
+  assert _run('padchest', root) == 0
+  assert '1 images come from MONOCHROME1 files' in capsys.readouterr().out
+  assert _card(tmp_path)['rows']['rejected'] == {'bad_value': 1}
+
+
 def test_rocov2(tmp_path):
   card = _made('rocov2', tmp_path)
   assert card['splits'] == {'train': 8, 'val': 2, 'test': 2}
@@ -363,6 +374,17 @@ def test_folder(tmp_path, capsys):
   assert card['splits'] == {'train': 8, 'val': 2, 'test': 2}
   example = _all(tmp_path)['train/pneumonia/1.png']
   assert (example.text, example.labels) == ('clear lungs in case number 1.', ('pneumonia',))
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+  root = tmp_path / 'in'
+  layouts.folder(root)
+  (root / 'train/normal').rename(tmp_path / 'elsewhere')
+  (root / 'train/normal').symlink_to(tmp_path / 'elsewhere')
+  (root / 'val/round').symlink_to(root)  # no end, if it were followed
+  assert _run('folder', root) == 0
+  assert _card(tmp_path)['rows'] == {
+      'in': 12, 'records': 12, 'merged': 0, 'rejected': {}, 'left_out': {}}
 
 
 def test_folder_of_classes_alone(tmp_path, capsys):

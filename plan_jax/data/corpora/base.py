@@ -195,10 +195,18 @@ _SUFFIXES = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
 def image_files(root: pathlib.Path) -> Iterator[tuple[str, str]]:
   """(file name without suffixes, path seen from `root`) of each image file below it, sorted.
 
-  A name that converters wrote, `x.dcm.png`, counts as `x`.
+  A name that converters wrote, `x.dcm.png`, counts as `x`. Folders that are symbolic links
+  are entered, each once.
   """
-  for folder, folders, names in os.walk(root):
-    folders.sort()
+  seen = {os.path.realpath(root)}
+  for folder, folders, names in os.walk(root, followlinks=True):
+    kept = []
+    for name in sorted(folders):
+      place = os.path.realpath(os.path.join(folder, name))
+      if place not in seen:
+        seen.add(place)
+        kept.append(name)
+    folders[:] = kept
     for name in sorted(names):
       stem, suffix = os.path.splitext(name)
       if suffix.lower() in _SUFFIXES:
