@@ -376,6 +376,15 @@ def test_folder(tmp_path, capsys):
   assert (example.text, example.labels) == ('clear lungs in case number 1.', ('pneumonia',))
 
 
+def test_files_that_are_no_pictures_are_counted(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.folder(root)
+  for name in ('a.tif', 'b.tif', 'IM0001'):
+    (root / 'train' / name).write_bytes(b'')
+  assert _run('folder', root) == 0
+  assert 'other files, not taken: .tif 2, without suffix 1' in capsys.readouterr().out
+
+
 def test_linked_folders_are_entered_once(tmp_path):
   root = tmp_path / 'in'
   layouts.folder(root)

@@ -189,14 +189,13 @@ def probe(root: pathlib.Path, candidates: Iterable[Iterable[str]]) -> int:
   return 0
 
 
-_SUFFIXES = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
 
 
-def image_files(root: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """(file name without suffixes, path seen from `root`) of each image file below it, sorted.
+def files(root: pathlib.Path) -> Iterator[str]:
+  """Path, seen from `root`, of each file below it, sorted.
 
-  A name that converters wrote, `x.dcm.png`, counts as `x`. Folders that are symbolic links
-  are entered, each once.
+  Folders that are symbolic links are entered, each once.
   """
   seen = {os.path.realpath(root)}
   for folder, folders, names in os.walk(root, followlinks=True):
@@ -208,22 +207,24 @@ def image_files(root: pathlib.Path) -> Iterator[tuple[str, str]]:
         kept.append(name)
     folders[:] = kept
     for name in sorted(names):
-      stem, suffix = os.path.splitext(name)
-      if suffix.lower() in _SUFFIXES:
-        inner, suffix = os.path.splitext(stem)
-        stem = inner if suffix.lower() in _SUFFIXES else stem
-        yield stem, os.path.relpath(os.path.join(folder, name), root)
+      yield os.path.relpath(os.path.join(folder, name), root)
 
 
 def index(root: pathlib.Path) -> dict[str, str]:
   """Path of each image file below `root`, by its name without suffixes.
 
-  Of several files with one name that whose suffix comes first in PNG, JPEG, DICOM.
+  A name that converters wrote, `x.dcm.png`, counts as `x`. Of several files with one name
+  that whose suffix comes first in PNG, JPEG, DICOM.
   """
   print(f'Looking for image files below {root.name}/', flush=True)
   found: dict[str, tuple[int, str]] = {}
-  for stem, path in image_files(root):
-    entry = (_SUFFIXES.index(os.path.splitext(path)[1].lower()), path)
+  for path in files(root):
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    if suffix.lower() not in IMAGE_SUFFIXES:
+      continue
+    entry = (IMAGE_SUFFIXES.index(suffix.lower()), path)
+    inner, suffix = os.path.splitext(stem)
+    stem = inner if suffix.lower() in IMAGE_SUFFIXES else stem
     if stem not in found or entry < found[stem]:
       found[stem] = entry
   return {stem: path for stem, (_, path) in found.items()}
