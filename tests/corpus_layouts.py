@@ -153,12 +153,12 @@ def padchest(root: pathlib.Path) -> None:
     report = f'sin hallazgos patologicos en el caso {k} . senos costofrenicos libres .'
     rows.append((k, name, k % 3, 20140915, 20536686640136348236148679891455886468 + k,
                  839860488694 + k, 1930.0, 'F', 'POSTEROANTERIOR', projection,
-                 'Manual review of DICOM fields', 'No', 4765777 + k, report, 'Physician',
+                 'Manual review of DICOM fields', 'No', f'MONOCHROME{2 - (k == 4)}', 4765777 + k, report, 'Physician',
                  "['normal', 'pleural effusion ']" if k % 3 != 2 else '', '[]'))
   table(root / 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz', (
       '', 'ImageID', 'ImageDir', 'StudyDate_DICOM', 'StudyID', 'PatientID', 'PatientBirth',
       'PatientSex_DICOM', 'ViewPosition_DICOM', 'Projection', 'MethodProjection', 'Pediatric',
-      'ReportID', 'Report', 'MethodLabel', 'Labels', 'Localizations'), rows)
+      'PhotometricInterpretation_DICOM', 'ReportID', 'Report', 'MethodLabel', 'Labels', 'Localizations'), rows)
 
 
 def rocov2(root: pathlib.Path) -> None:
@@ -183,7 +183,7 @@ def nih(root: pathlib.Path) -> None:
   rows = []
   for k in range(12):
     name = f'{k // 2 + 1:08d}_{k % 2:03d}.png'
-    picture(root / f'images_{k % 3 + 1:03d}/images/{name}', k, width=64, height=64)
+    picture(root / f'images_{k % 3 + 1:03d}/images/{name}', k, width=1024, height=1024)
     labels = ('No Finding', 'Cardiomegaly|Effusion', 'Infiltration')[k % 3]
     rows.append((name, labels, k % 2, k // 2 + 1, 57,
                  'M', 'PA' if k % 2 else 'AP', 2682, 2749, 0.143, 0.143))
@@ -194,9 +194,9 @@ def nih(root: pathlib.Path) -> None:
     file.writelines(','.join(map(str, row)) + ',\n' for row in rows)
   (root / 'BBox_List_2017.csv').write_text(
       'Image Index,Finding Label,Bbox [x,y,w,h],,,\n'
-      '00000001_001.png,Cardiomegaly,10.5,12.0,20.0,16.5,,,\n'
-      '00000002_001.png,Effusion,4.0,30.0,12.0,20.0,,,\n'
-      '00000002_001.png,Infiltrate,60.0,30.0,12.0,20.0,,,\n')
+      '00000001_001.png,Cardiomegaly,100.5,120.0,200.0,160.5,,,\n'
+      '00000002_001.png,Effusion,40.0,300.0,120.0,200.0,,,\n'
+      '00000002_001.png,Infiltrate,960.0,300.0,120.0,200.0,,,\n')
   (root / 'test_list.txt').write_text('00000006_000.png\n00000006_001.png\n')
 
 
@@ -205,9 +205,9 @@ def rsna(root: pathlib.Path) -> None:
   rows = []
   for k in range(10):
     identity = f'0004cfab-14fd-4e49-80ba-63a80b6b{k:04d}'
-    picture(root / f'stage_2_train_images/{identity}.dcm', k, width=64, height=64)
+    picture(root / f'stage_2_train_images/{identity}.dcm', k, width=1024, height=1024)
     for n in range(2 if k == 0 else 1):
-      rows.append((identity, 10.0 + 20 * n, 8.0, 16.0, 24.0, 1) if k < 4
+      rows.append((identity, 160.0 + 320 * n, 128.0, 256.0, 384.0, 1) if k < 4
                   else (identity, '', '', '', '', 0))
   header = ('patientId', 'x', 'y', 'width', 'height', 'Target')
   table(root / 'stage_2_train_labels.csv', header, rows)

@@ -135,7 +135,7 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
   ids.write_text('# an evaluation set\n02aa804e-bde0afdd-112c0b34-7bc16630-0000ap\nabsent\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids), '--limit', '7') == 0
   printed = capsys.readouterr().out
-  assert '--exclude-ids: 1 of 2 ids name no image here, for example absent' in printed
+  assert '--exclude-ids: 1 of 2 ids name no image here' in printed and 'absent' not in printed
   card = _card(tmp_path)
   # The patient's two, of which one is listed:
   assert card['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2, 'limit': 3}
@@ -149,6 +149,28 @@ def test_limit_and_lists_of_ids(tmp_path, capsys):
   ids.write_text('\n')
   assert _run('mimic_cxr', root, '--exclude-ids', str(ids)) == 2
   assert 'is empty' in capsys.readouterr().err
+
+
+def test_an_excluded_image_takes_its_patient_along_whatever_its_view(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.mimic_cxr(root)
+  ids = tmp_path / 'ids.txt'
+  ids.write_text('02aa804e-bde0afdd-112c0b34-7bc16630-0000lateral\n')
+  assert _run('mimic_cxr', root, '--exclude-ids', str(ids)) == 0
+  assert _card(tmp_path)['rows']['left_out'] == {'view_lateral': 12, 'excluded_id': 2}
+  assert '10000032' not in {e.patient for e in _all(tmp_path).values()}
+  assert 'name no image' not in capsys.readouterr().out
+
+
+def test_a_list_that_leaves_nothing_is_an_error(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.mimic_cxr(root)
+  ids = tmp_path / 'ids.txt'
+  ids.write_text('10000032\n')  # a patient: --only-ids wants images
+  assert _run('mimic_cxr', root, '--only-ids', str(ids)) == 2
+  error = capsys.readouterr().err
+  assert 'none of 12 images is left (rows left out: not_in_only_ids 12)' in error
+  assert not (tmp_path / 'out').exists()
 
 
 # ---- the others
@@ -214,6 +236,17 @@ def test_padchest(tmp_path):
   assert np.corrcoef(shown.ravel(), layouts.pixels(0).ravel())[0, 1] > 0.99  # 16 bits came through
 
 
+def test_padchest_labels_that_are_no_list(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.padchest(root)
+  path = root / 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz'
+  content = gzip.decompress(path.read_bytes()).decode()
+  path.write_bytes(gzip.compress(content.replace("['normal', ", '[nan, ', 1).encode()))
+  assert _run('padchest', root) == 0
+  assert '1 images come from MONOCHROME1 files' in capsys.readouterr().out
+  assert _card(tmp_path)['rows']['rejected'] == {'bad_value': 1}
+
+
 def test_rocov2(tmp_path):
   card = _made('rocov2', tmp_path)
   assert card['splits'] == {'train': 8, 'val': 2, 'test': 2}
@@ -231,7 +264,7 @@ def test_nih(tmp_path):
   heart = found['00000001_001']
   assert heart.labels == ('cardiomegaly', 'effusion') and heart.is_annotated
   np.testing.assert_allclose(
-      heart.phrases[0].boxes, [[10.5 / 64, 12 / 64, 30.5 / 64, 28.5 / 64]], rtol=1e-6)
+      heart.phrases[0].boxes * 1024, [[100.5, 120, 300.5, 280.5]], rtol=1e-6)
   assert not found['00000001_000'].is_annotated and found['00000001_000'].labels == ('no finding',)
 
 
@@ -240,6 +273,9 @@ def test_rsna(tmp_path):
   assert card['rows'] == {'in': 11, 'records': 10, 'merged': 1, 'rejected': {}, 'left_out': {}}
   assert card['phrases']['boxes'] == 5 and card['annotated'] == 10
   found = list(_all(tmp_path).values())
+  two = _all(tmp_path)['0004cfab-14fd-4e49-80ba-63a80b6b0000']
+  np.testing.assert_allclose(np.concatenate([p.boxes for p in two.phrases]) * 1024, [
+      [160, 128, 416, 512], [480, 128, 736, 512]])
   assert {e.labels for e in found if e.phrases} == {('pneumonia',)}
   assert {e.negatives for e in found if not e.phrases} == {('pneumonia',)}
 
@@ -317,12 +353,19 @@ def test_ms_cxr(tmp_path):
       example.phrases[0].boxes, [[8 / 64, 20 / 80, 32 / 64, 50 / 80]], rtol=1e-6)
 
 
-def test_ms_cxr_on_resized_pictures_is_refused(tmp_path):
+@pytest.mark.parametrize('name, pattern', [
+    ('ms_cxr', 'files/p10/*/*/*0001.jpg'), ('nih', 'images_002/images/00000001_001.png'),
+    ('rsna', 'stage_2_train_images/*0001.dcm')])
+def test_boxes_on_resized_pictures_are_refused(tmp_path, name, pattern):
   root = tmp_path / 'in'
-  layouts.ms_cxr(root)
-  path = next(root.glob('files/p10/*/*/*0001.jpg'))
-  layouts.picture(path, 1, width=32, height=40)  # boxes count in pixels of the original
-  assert _run('ms_cxr', root) == 0
+  root.mkdir()
+  getattr(layouts, name)(root)
+  if name == 'nih':  # which has a bad box already
+    path = root / 'BBox_List_2017.csv'
+    path.write_text(''.join(path.read_text().splitlines(keepends=True)[:-1]))
+  [path] = root.glob(pattern)
+  layouts.picture(path, 1, width=512, height=512)  # boxes count in pixels of the original
+  assert _run(name, root) == 0
   assert _card(tmp_path)['rows']['rejected'] == {'bad_box': 1}
 
 
@@ -331,6 +374,26 @@ def test_folder(tmp_path, capsys):
   assert card['splits'] == {'train': 8, 'val': 2, 'test': 2}
   example = _all(tmp_path)['train/pneumonia/1.png']
   assert (example.text, example.labels) == ('clear lungs in case number 1.', ('pneumonia',))
+
+
+def test_files_that_are_no_pictures_are_counted(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.folder(root)
+  for name in ('a.tif', 'b.tif', 'IM0001'):
+    (root / 'train' / name).write_bytes(b'')
+  assert _run('folder', root) == 0
+  assert 'other files, not taken: .tif 2, without suffix 1' in capsys.readouterr().out
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+  root = tmp_path / 'in'
+  layouts.folder(root)
+  (root / 'train/normal').rename(tmp_path / 'elsewhere')
+  (root / 'train/normal').symlink_to(tmp_path / 'elsewhere')
+  (root / 'val/round').symlink_to(root)  # no end, if it were followed
+  assert _run('folder', root) == 0
+  assert _card(tmp_path)['rows'] == {
+      'in': 12, 'records': 12, 'merged': 0, 'rejected': {}, 'left_out': {}}
 
 
 def test_folder_of_classes_alone(tmp_path, capsys):

@@ -286,18 +286,13 @@ def test_random_damage_raises_and_nothing_worse():
 
 
 def test_header(tmp_path):
-  path = tiny_dicom.save(
-      tmp_path / 'x.dcm', _RAMP, PatientID=' p7 ', StudyInstanceUID='1.2.3', ViewPosition='pa',
-      ImageLaterality='', Laterality='L', BodyPartExamined='Chest', PatientName='Doe^Jane')
-  header = dicom.read_header(path)
-  assert header == dicom.Header(
-      patient='p7', study='1.2.3', instance='1.2.826.0.1.3680043.8.498.1', modality='DX',
-      body_part='CHEST', view='PA', laterality='L', width=3, height=2, frames=1)
-  assert 'Doe' not in repr(header)
+  path = tiny_dicom.save(tmp_path / 'x.dcm', _RAMP, ViewPosition='pa')
+  assert dicom.read_header(path) == dicom.Header(view='PA', width=3, height=2)
   bare = tiny_dicom.save(
       tmp_path / 'y.dcm', _RAMP, ViewCodeSequence=_item(CodeMeaning='antero-posterior'))
   assert dicom.read_header(bare).view == 'AP'
-  assert dicom.read_header(pathlib.Path(bare).read_bytes()).patient == ''
+  none = tiny_dicom.save(tmp_path / 'z.dcm', _RAMP)
+  assert dicom.read_header(pathlib.Path(none).read_bytes()).view == ''
 
 
 def test_header_values_reach_neither_messages_nor_logs(tmp_path, capfd, caplog):

@@ -39,6 +39,10 @@ def test_a_list_of_a_corpus_keeps_it_out_of_training(tmp_path, capsys):
   assert 'atelectasis 2, consolidation 0' in capsys.readouterr().err
   assert draw.main([*command, 'Atelectasis', '--per-class', '1']) == 0
   assert '1 ids in' in capsys.readouterr().out
+  assert draw.main([*command, 'Atelectasis', '--out', str(tmp_path)]) == 2
+  assert 'is a directory' in capsys.readouterr().err
+  assert draw.main([*command, 'Atelectasis', '--out', str(ids / 'below')]) == 2
+  assert 'cannot be written' in capsys.readouterr().err
   comment, drawn = ids.read_text().splitlines()
   assert comment.startswith('# mimic_cxr, 1 x 1 of split train, seed 0: atelectasis')
   for name, option in (('a', '--exclude-ids'), ('b', '--only-ids')):

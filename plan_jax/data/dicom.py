@@ -48,32 +48,18 @@ class DicomError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-  """What a header says about the picture; '' where it is silent.
+  """What a header says about the picture.
 
   Attributes:
-    patient: PatientID.
-    study: StudyInstanceUID.
-    instance: SOPInstanceUID.
-    modality: 'CR', 'DX', 'CT' ...
-    body_part: BodyPartExamined, upper case.
     view: ViewPosition, upper case ('PA', 'AP', 'LL', 'LATERAL' ...); without it, the
-      meaning of ViewCodeSequence.
-    laterality: ImageLaterality, without it Laterality: 'L', 'R', 'B'.
+      meaning of ViewCodeSequence; '' without both.
     width: pixels.
     height: pixels.
-    frames: pictures in the file.
   """
 
-  patient: str
-  study: str
-  instance: str
-  modality: str
-  body_part: str
   view: str
-  laterality: str
   width: int
   height: int
-  frames: int
 
 
 def is_dicom(source: str | bytes) -> bool:
@@ -101,12 +87,7 @@ def read_header(source: str | bytes) -> Header:
       meaning = _text(dataset.ViewCodeSequence[0], 'CodeMeaning').upper()
       view = _VIEWS.get(meaning, meaning)
     return Header(
-        patient=_text(dataset, 'PatientID'), study=_text(dataset, 'StudyInstanceUID'),
-        instance=_text(dataset, 'SOPInstanceUID'), modality=_text(dataset, 'Modality'),
-        body_part=_text(dataset, 'BodyPartExamined').upper(), view=view,
-        laterality=_text(dataset, 'ImageLaterality') or _text(dataset, 'Laterality'),
-        width=_size(dataset, 'Columns'), height=_size(dataset, 'Rows'),
-        frames=int(dataset.get('NumberOfFrames') or 1))
+        view=view, width=_size(dataset, 'Columns'), height=_size(dataset, 'Rows'))
 
 
 def read_grey(source: str | bytes) -> UInt8[np.ndarray, 'h w']:

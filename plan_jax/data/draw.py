@@ -39,8 +39,12 @@ def run(options: argparse.Namespace) -> None:
   """Writes the list that the options ask for.
 
   Raises:
-    UserError: the corpus cannot be read, or a class has too few images.
+    UserError: the corpus cannot be read, the list not be written, or a class has too few
+      images.
   """
+  if options.out.is_dir():
+    raise DrawError(f'--out {options.out} is a directory; name a file')
+  errors.require_writable(options.out.absolute().parent, option='--out')
   corpus = corpora.CORPORA[options.corpus]
   contents = base.contents(
       corpus, options_lib.request(options), allow_empty_text=True,

@@ -91,6 +91,7 @@ def assemble(
     selection: Selection = Selection(),
     notes: Sequence[str] = (),
     left_out: Mapping[str, int] = {},
+    excluded: Mapping[str, str] = {},
 ) -> Contents:
   """Joins rows about the same image file.
 
@@ -103,12 +104,20 @@ def assemble(
     selection: which are taken.
     notes: for the screen.
     left_out: rows left out before.
+    excluded: id -> patient, of images in `selection.exclude` that are not among `good`.
+
+  Raises:
+    SelectionError: `selection` takes none of the images.
   """
+  good = list(good)
+  # An image that becomes no item still says which patient to leave out.
+  excluded = {**excluded, **{
+      row.id: row.patient for row in good if row.patient and row.id in selection.exclude}}
   groups, conflicts = _group(good)
   items, dropped = _items(groups, root=root, allow_empty_text=allow_empty_text)
   lost = {reject.id for reject in rejects if reject.reason in _BAD_PLACES}
   items = [_unlooked(item) if item.id in lost else item for item in items]
-  items, more, unknown = _select(items, selection)
+  items, more, unknown = _select(items, selection, excluded=excluded)
   return Contents(
       items=tuple(items), rejects=(*rejects, *conflicts, *dropped), rows=rows,
       notes=(*notes, *unknown), left_out={**left_out, **more})
@@ -120,9 +129,10 @@ def _unlooked(item: rows_lib.Item) -> rows_lib.Item:
       dataclasses.replace(row, is_annotated=False) for row in item.rows))
 
 
-def _select(items: Sequence[rows_lib.Item], selection: Selection):
+def _select(
+    items: Sequence[rows_lib.Item], selection: Selection, *, excluded: Mapping[str, str]):
   """(items taken, rows left out by reason, notes)."""
-  left_out, notes = {}, []
+  left_out, notes, given = {}, [], len(items)
 
   def keep(kept: list[rows_lib.Item], reason: str):
     nonlocal items
@@ -132,14 +142,17 @@ def _select(items: Sequence[rows_lib.Item], selection: Selection):
       left_out[reason] = count
     items = kept
 
-  for option, ids in (('--exclude-ids', selection.exclude), ('--only-ids', selection.only or ())):
-    unknown = set(ids) - {item.id for item in items} - {item.patient for item in items}
-    if unknown:
-      notes.append(f'{option}: {len(unknown)} of {len(ids)} ids name no image here, for example '
-                   f'{min(unknown)}')
+  images = {item.id for item in items}
+  known = images | {item.patient for item in items} | set(excluded)
+  for option, ids, found in (('--exclude-ids', selection.exclude, known),
+                             ('--only-ids', selection.only or (), images)):
+    # Not which: a line may be a patient's name.
+    if unknown := set(ids) - found:
+      notes.append(f'{option}: {len(unknown)} of {len(ids)} ids name no image here')
   if selection.exclude:
     patients = {item.patient for item in items
                 if item.id in selection.exclude or item.patient in selection.exclude}
+    patients.update(excluded.values())
     keep([item for item in items if item.patient not in patients], 'excluded_id')
   if selection.only is not None:
     keep([dataclasses.replace(item, split='test') for item in items
@@ -148,6 +161,11 @@ def _select(items: Sequence[rows_lib.Item], selection: Selection):
     order = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())
     chosen = {item.id for item in order[:selection.limit]}
     keep([item for item in items if item.id in chosen], 'limit')
+  if given and not items:
+    counts = ', '.join(f'{reason} {count}' for reason, count in left_out.items())
+    raise SelectionError(
+        f'none of {given} images is left (rows left out: {counts}); check that --only-ids and '
+        '--exclude-ids list ids of this corpus, one a line')
   return items, left_out, notes
 
 

@@ -347,7 +347,8 @@ def _fail(rejects: Sequence[rows_lib.Reject], directory: pathlib.Path, why: str)
       f'{reject.detail}' for reject in rejects[:_SHOWN_REJECTS])
   hint = ''
   if any(reject.reason == rows_lib.Reason.MISSING_FILE for reject in rejects):
-    hint = "\nImage paths count from the manifest's folder, or from --image-root."
+    hint = ("\nPaths count from a manifest's folder or from --image-root; where the files of a "
+            'corpus must lie, its --help says.')
   raise RejectedError(
       f'rejected rows: {len(rejects)}; {why}. The first of '
       f'{directory / REJECTS_NAME}:\n{shown}{hint}')

@@ -16,8 +16,8 @@ from plan_jax.evals import detection
 from plan_jax.evals import grounding
 from plan_jax.tasks import examples as examples_lib
 
-# Uncertain marks that count as present; all others count as absent. Source: CheXpert's
-# best policy for each class (Irvin et al., AAAI 2019).
+# Uncertain marks that count as present; all others count as absent. Source: MGCA's
+# code, for CheXpert's five classes.
 UNCERTAIN_IS_PRESENT = frozenset({
     'atelectasis', 'edema', 'effusion', 'pleural effusion'})
 

@@ -113,9 +113,9 @@ def figures(
 ) -> dict[str, Any]:
   """Zero-shot figures of labelled images; the others are left out.
 
-  `scores` are those of `class_scores`, `labels` those of `targets.classes_of`; `with_words`: the model's words are part of them
-  (a protocol of its own). The result also says how many images were left out, and which
-  labels no class stands for.
+  `scores` are those of `class_scores`, `labels` those of `targets.classes_of`;
+  `with_words`: the model's words are part of the scores (a protocol of its own). The
+  result also says how many images were left out, and which labels no class stands for.
   """
   is_positive, labelled = truths(labels, classes=classes)
   found = zero_shot.zero_shot(

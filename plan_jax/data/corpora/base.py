@@ -105,11 +105,12 @@ def contents(
 
   Raises:
     CorpusError: its folders or tables are not as published, or no line is left.
+    items.SelectionError: `selection` takes none of the images.
   """
   if not request.root.is_dir():
     raise CorpusError(
         f'--root {request.root} is no directory; {corpus.name} needs:\n{corpus.layout}')
-  good, rejects, notes, left_out, total = [], [], [], {}, 0
+  good, rejects, notes, left_out, excluded, total = [], [], [], {}, {}, 0
   has_text = False
   for found in corpus.read(request):
     if isinstance(found, str):
@@ -119,6 +120,9 @@ def contents(
     if isinstance(found, rows_lib.Reject):
       rejects.append(found)
       continue
+    # Before the views: another view of the same study has the same report.
+    if found.values.get('id') in selection.exclude and found.values.get('patient'):
+      excluded[found.values['id']] = found.values['patient']
     reason = found.left_out or (
         '' if _is_wanted(found.view, request.views) else f'view_{found.view}')
     if reason:
@@ -139,7 +143,7 @@ def contents(
         'keep images without reports with --allow-empty-text')
   return items.assemble(
       good, rejects=rejects, rows=total, root=str(request.root), left_out=left_out,
-      allow_empty_text=allow_empty_text, selection=selection, notes=notes)
+      excluded=excluded, allow_empty_text=allow_empty_text, selection=selection, notes=notes)
 
 
 def _is_wanted(view: View, views: Views) -> bool:
@@ -185,33 +189,42 @@ def probe(root: pathlib.Path, candidates: Iterable[Iterable[str]]) -> int:
   return 0
 
 
-_SUFFIXES = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
 
 
-def image_files(root: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """(file name without suffixes, path seen from `root`) of each image file below it, sorted.
+def files(root: pathlib.Path) -> Iterator[str]:
+  """Path, seen from `root`, of each file below it, sorted.
 
-  A name that converters wrote, `x.dcm.png`, counts as `x`.
+  Folders that are symbolic links are entered, each once.
   """
-  for folder, folders, names in os.walk(root):
-    folders.sort()
+  seen = {os.path.realpath(root)}
+  for folder, folders, names in os.walk(root, followlinks=True):
+    kept = []
+    for name in sorted(folders):
+      place = os.path.realpath(os.path.join(folder, name))
+      if place not in seen:
+        seen.add(place)
+        kept.append(name)
+    folders[:] = kept
     for name in sorted(names):
-      stem, suffix = os.path.splitext(name)
-      if suffix.lower() in _SUFFIXES:
-        inner, suffix = os.path.splitext(stem)
-        stem = inner if suffix.lower() in _SUFFIXES else stem
-        yield stem, os.path.relpath(os.path.join(folder, name), root)
+      yield os.path.relpath(os.path.join(folder, name), root)
 
 
 def index(root: pathlib.Path) -> dict[str, str]:
   """Path of each image file below `root`, by its name without suffixes.
 
-  Of several files with one name that whose suffix comes first in PNG, JPEG, DICOM.
+  A name that converters wrote, `x.dcm.png`, counts as `x`. Of several files with one name
+  that whose suffix comes first in PNG, JPEG, DICOM.
   """
   print(f'Looking for image files below {root.name}/', flush=True)
   found: dict[str, tuple[int, str]] = {}
-  for stem, path in image_files(root):
-    entry = (_SUFFIXES.index(os.path.splitext(path)[1].lower()), path)
+  for path in files(root):
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    if suffix.lower() not in IMAGE_SUFFIXES:
+      continue
+    entry = (IMAGE_SUFFIXES.index(suffix.lower()), path)
+    inner, suffix = os.path.splitext(stem)
+    stem = inner if suffix.lower() in IMAGE_SUFFIXES else stem
     if stem not in found or entry < found[stem]:
       found[stem] = entry
   return {stem: path for stem, (_, path) in found.items()}

@@ -8,6 +8,8 @@ from typing import Iterator
 from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 
+_SIDE = 1024  # pixels of every picture, which boxes count in; copies of 224 pixels go around
+
 LAYOUT = """\
   Data_Entry_2017.csv (or Data_Entry_2017_v2020.csv; elsewhere: --tables)
   test_list.txt (or test_list_NIH.txt)         the official split, beside that table
@@ -47,6 +49,7 @@ def read(request: base.Request) -> Iterator[base.Found]:
         values={
             'image': _image(values['Image Index'], files),
             'id': values['Image Index'].rpartition('.')[0],
+            'width': _SIDE, 'height': _SIDE,
             'annotations': [{'label': label, 'phrase': label.lower(), 'box': base.box(
                 values['Bbox [x'], values['y'], values['w'], values['h]'])}],
         })

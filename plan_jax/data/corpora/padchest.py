@@ -9,6 +9,7 @@ import os
 from typing import Iterator
 
 from plan_jax.data import reports
+from plan_jax.data import rows as rows_lib
 from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 
@@ -30,13 +31,16 @@ def read(request: base.Request) -> Iterator[base.Found]:
       'ImageID', 'ImageDir', 'PatientID', 'Projection', 'Report', 'Labels'))
   head = list(itertools.islice(listed, _PROBED))
   way = base.probe(request.root, (_ways(values) for _, values in head))
+  inverse = 0
   for line, values in itertools.chain(head, listed):
     try:
       labels = _list(values['Labels'])
     except ValueError:
-      raise base.CorpusError(
-          f"{path}, line {line}: Labels is no list such as ['normal']; download it "
-          'again') from None
+      yield rows_lib.Reject(
+          manifest=path.name, line=line, id=os.path.splitext(values['ImageID'])[0],
+          reason=rows_lib.Reason.BAD_VALUE, detail="Labels is no list such as ['normal']")
+      continue
+    inverse += values.get('PhotometricInterpretation_DICOM', '').strip() == 'MONOCHROME1'
     yield base.Line(
         source=path.name, line=line, view=_view(values['Projection']),
         values={
@@ -47,6 +51,9 @@ def read(request: base.Request) -> Iterator[base.Found]:
                 {reports.Section.UNTITLED: values['Report']}, options=request.text),
             'labels': labels,
         })
+  if inverse:
+    yield (f'{inverse} images come from MONOCHROME1 files, in which white and black are '
+           'exchanged; they are taken as they are (docs/data.md)')
 
 
 def _ways(values: dict[str, str]) -> list[str]:

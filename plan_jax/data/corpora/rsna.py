@@ -9,6 +9,7 @@ from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 
 _CLASS = 'pneumonia'
+_SIDE = 1024  # pixels of every picture, which boxes count in
 
 LAYOUT = """\
   stage_2_train_labels.csv (elsewhere: --tables)
@@ -31,7 +32,8 @@ def read(request: base.Request) -> Iterator[base.Found]:
     yield base.Line(
         source=path.name, line=line,
         values={'image': f'stage_2_train_images/{identity}.dcm' if identity else '',
-                'id': identity, 'labels': {_CLASS: int(target)}, 'annotations': boxes})
+                'id': identity, 'width': _SIDE, 'height': _SIDE,
+                'labels': {_CLASS: int(target)}, 'annotations': boxes})
 
 
 CORPUS = base.Corpus(
