@@ -7,7 +7,7 @@ usage() {
   cat <<'EOF'
 usage: bash launch/test.sh [OPTION ...]
 
-Runs all tests. Options go to pytest (-k grounding, -x, tests/test_losses.py, ...), except:
+Runs all tests, in two processes. Options go to pytest (-k grounding, -x, tests/test_losses.py, ...), except:
 
   --config=FILE, --config.GROUP.KEY=VALUE
                   go to the tests' training runs, e.g. --config.optim.lr=1e-4 (not the settings
@@ -30,4 +30,5 @@ done
 . launch/env.sh
 make_env test
 export PLAN_JAX_RUN_OPTIONS="${run_options[*]-}"
-python -m pytest ${pytest_options[@]+"${pytest_options[@]}"}
+# Most of the time goes into compiling, on one core at a time; a file's tests share fixtures.
+python -m pytest -n 2 --dist loadfile ${pytest_options[@]+"${pytest_options[@]}"}

@@ -227,7 +227,8 @@ def test_pictures_are_read_as_prepare_reads_them(tmp_path):
   for path in (deep, turned):
     row = rows.Row(
         manifest='rows.jsonl', line=1, id='a', image=str(path), image_name=path.name, text='a lung',
-        patient='', split='train', labels=(), annotations=(), size=None)
+        report='', patient='', split='train', labels=(), negatives=(), uncertain=(),
+        annotations=(), is_annotated=False, size=None)
     item = rows.Item(id='a', image=str(path), patient='', split='train', rows=(row,))
     prepared = augment.decode_image(images_lib.make(item, size=512).example.image)
     read = inference.read_image(path, name='image')

@@ -271,7 +271,7 @@ def test_short_text_reaches_the_global_term_alone_and_only_if_drawn():
       return outputs.text.pooled
     return plan.plan_loss(
         outputs, batch, teacher=outputs, stage=stage, settings=SETTINGS, grid=GRID,
-        rng=jax.random.key(0), short_text=short_text).total
+        rng=jax.random.key(0), short_text=short_text, mesh=ONE).total
 
   compiled = jax.jit(spy)
   jax.block_until_ready(compiled(SCHEDULE.values(0)))

