@@ -195,8 +195,8 @@ class Model:
 class Objective:
   """Which loss, with the switches of docs/method.md.
 
-  The baselines train by `negatives`, `algorithm` and `block_mib` (GLoRIA) and nothing else; maps of
-  phrases weigh words by `term_weights` for all.
+  The baselines train by `negatives`, `algorithm` and `block_mib` (GLoRIA) and nothing else;
+  maps of phrases weigh words by `term_weights` for all.
   """
 
   name: ObjectiveName = ObjectiveName.PLAN

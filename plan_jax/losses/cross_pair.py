@@ -81,7 +81,8 @@ def plan(
   if batch % devices:
     raise ValueError(f'a batch of {batch} pairs cannot be shared by {devices} devices equally')
   if algorithm is config.Algorithm.FUSED and platform != 'tpu':
-    raise ValueError(f"objective.algorithm = 'fused' is a kernel for TPUs, this is {platform}; use 'auto'")
+    raise ValueError(
+        f"objective.algorithm = 'fused' is a kernel for TPUs, this is {platform}; use 'auto'")
   own = batch // devices
   gathers = is_global and devices > 1
   of_words = batch * words * dim * 4 / 2**20
