@@ -1,5 +1,6 @@
 """A config, batches and records small enough for tests."""
 
+import dataclasses
 import pathlib
 from typing import Sequence
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from plan_jax import checkpoint
 from plan_jax import config as config_lib
+from plan_jax import mesh as mesh_lib
 from plan_jax import optim
 from plan_jax import shapes
+from plan_jax import stages
 from plan_jax import step as step_lib
 
 VOCAB_SIZE = 50
@@ -65,3 +68,24 @@ def save_checkpoint(
       settings, vocabulary=vocabulary, stage='discover', content_hash='0' * 64, examples_seen=0,
       metrics={}))
   store.close()
+
+
+def run(config, *, devices, steps, stage_steps=None, poison=None):
+  """Losses and parameters after `steps`; step k runs with the stage of stage_steps[k]."""
+  mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+  model = step_lib.build_model(config, vocab_size=VOCAB_SIZE)
+  optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
+  state = jax.jit(lambda: step_lib.init_state(model, optimizer, config=config),
+                  out_shardings=step_lib.state_shardings(
+                      model, optimizer, config=config, mesh=mesh))()
+  train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
+  schedule = stages.schedule(config.stages, total_steps=config.train.steps)
+  history = []
+  for k in range(steps):
+    pairs = jax.device_put(batch(config, seed=k), mesh_lib.split(mesh))
+    stage = schedule.values(stage_steps[k] if stage_steps else k)
+    if poison == k:
+      stage = dataclasses.replace(stage, refine_weight=np.float32(np.nan))
+    state, metrics = train_step(state, pairs, stage)
+    history.append({name: float(value) for name, value in metrics.items()})
+  return state, history, train_step
