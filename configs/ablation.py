@@ -3,7 +3,7 @@
   python -m plan_jax.ablate --config=configs/ablation.py
 
 Same towers, data, steps and seeds for all; the phantoms are drawn with a seed of their
-own. A run takes four to six minutes on two CPU cores.
+own. A run takes about six minutes on two CPU cores.
 """
 
 from plan_jax import ablation

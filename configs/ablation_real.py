@@ -2,7 +2,7 @@
 
   python -m plan_jax.ablate --config=configs/ablation_real.py --records=DIR --workdir=DIR
 
-Same towers, data, steps and seeds for all. A run takes about ten minutes on two CPU cores.
+Same towers, data, steps and seeds for all.
 """
 
 from plan_jax import ablation

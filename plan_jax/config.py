@@ -106,7 +106,8 @@ class Algorithm(enum.StrEnum):
   """How the scores of method (9) are computed; the values are the same.
 
   `auto` is blockwise, or ring where the words of all devices would fill a GiB;
-  `reference` holds all pairs in memory; `fused` is one kernel, for TPUs.
+  `reference` holds all pairs in memory; `fused` is one kernel, for TPUs
+  (not yet run on one).
   """
 
   AUTO = 'auto'

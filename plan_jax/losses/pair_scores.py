@@ -95,8 +95,8 @@ def blockwise(
 ) -> Float[Array, 'i j']:
   """As `reference`, in peak extra memory of about 24 * tile * t * p bytes, on one device.
 
-  Reports are sorted by length and each tile computes no more words than a quarter above
-  its longest report.
+  Reports are sorted by length, and a tile computes the first quarter, half, three quarters
+  or all of the words, whichever holds its longest report.
 
   Raises:
     ValueError: if the tile does not divide images and reports.

@@ -30,9 +30,10 @@ class Attend(Protocol):
       is_word: Bool[Array, '... t'],
       is_pixel: Bool[Array, '... p'],
   ) -> Float[Array, '... t p']:
-    """Weights up to a factor of each row, at least one in 1e3 of it; 0 where a mask is False.
+    """Weights, not negative, 0 where a mask is False; rows need not sum to 1.
 
-    Regions are unit vectors, so that nobody needs the sum but who looks at the weights.
+    Regions are unit vectors, which no factor of a row changes; `relate` divides by the sum
+    for those who look at the weights.
     """
 
 
