@@ -100,6 +100,21 @@ def test_a_record_is_augmented_anew_each_epoch():
   assert all(len(v) == 2 and (v[0] != v[1]).any() for v in views.values())
 
 
+def test_a_report_is_tokenised_once():
+  seen = []
+
+  def tokenizer(text):
+    seen.append(text)
+    return TOKENIZER(text)
+
+  batches = pipeline.batches(
+      EXAMPLES, tokenizer=tokenizer, settings=config.Data(
+          image_size=SIZE, max_pieces=16, max_words=8, threads=1),
+      batch_size=2, seed=0, start_step=0)
+  assert sorted(_order(_take(batches, 2 * COUNT // 2))) == sorted(2 * list(range(COUNT)))
+  assert sorted(seen) == sorted(example.text for example in EXAMPLES)
+
+
 def test_seeds_differ_and_neighbours_share_no_epoch():
   epochs = {}
   for seed in (0, 1, 2):

@@ -6,7 +6,8 @@ global batches is the same for any number of hosts and threads, and a run that
 starts at step k sees what an uninterrupted run sees from step k on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 import functools
 import queue
 import threading
@@ -24,6 +25,9 @@ from plan_jax import shapes
 from plan_jax.data import augment
 from plan_jax.data import records as records_lib
 from plan_jax.data import tokenize
+
+
+_KEPT_REPORTS = 100_000  # whose tokens stay in memory: 2.5 kB each
 
 
 class DataError(errors.UserError):
@@ -73,13 +77,14 @@ def batches(
   shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
   frame = functools.partial(
       augment.train_frame, size=settings.image_size, settings=settings.augment)
+  tokens = _kept(tokenizer)
   rows = (
       grain.MapDataset.source(records)
       .shuffle(seed=shuffle_seed)
       .repeat()
       .random_map(
           lambda example, rng: _row(
-              example, tokenizer=tokenizer, frame=lambda image: frame(image, rng)),
+              example, tokens=tokens, frame=lambda image: frame(image, rng)),
           seed=augment_seed))
   # Nothing is read before a thread asks for a batch, so slicing batches costs nothing.
   blocks = rows.batch(batch_size // hosts, drop_remainder=True, batch_fn=_collate_rows)
@@ -162,7 +167,13 @@ def _prefetched(
     thread.join()
 
 
-def _row(example: records_lib.Example, *, tokenizer: tokenize.Tokenizer, frame):
+def _kept(tokenizer: tokenize.Tokenizer) -> Callable[[str], tokenize.Tokens]:
+  """`tokenizer` without `words`, once for each report: epochs repeat them."""
+  return functools.lru_cache(maxsize=_KEPT_REPORTS)(
+      lambda text: dataclasses.replace(tokenizer(text), words=()))
+
+
+def _row(example: records_lib.Example, *, tokens: Callable[[str], tokenize.Tokens], frame):
   """(image, extent, tokens) of one example; `frame` makes the first two."""
   try:
     image = augment.decode_image(example.image)
@@ -170,7 +181,7 @@ def _row(example: records_lib.Example, *, tokenizer: tokenize.Tokenizer, frame):
     raise DataError(
         f'record {example.id} of split {example.split}: {error}; then prepare the records '
         'again, or leave the row out') from error
-  return *frame(image), tokenizer(example.text)
+  return *frame(image), tokens(example.text)
 
 
 def _collate_rows(rows: Sequence[tuple]) -> shapes.Batch:

@@ -1,0 +1,120 @@
+r"""Pairs a second from records to batches: ours, and a PyTorch DataLoader on the same files.
+
+  python benchmarks/reading.py
+
+Both read, decode, augment, tokenise and batch the same ArrayRecord files with the same
+functions; what differs is who shuffles, runs ahead and collates: grain with threads, or
+the DataLoader in this process, or with one worker process a core. Records: phantoms of 256
+and of 512 pixels, made on the way.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+import measure
+
+_BATCH = 64
+_BY = ('ours', 'loader', 'loader with workers')
+
+
+def cases(quick: bool) -> list[measure.Case]:
+  sides, pairs, seconds = ((64,), 160, 0.5) if quick else ((256, 512), 1600, 10)
+  return [{'side': side, 'pairs': pairs, 'seconds': seconds, 'by': by}
+          for side in sides for by in _BY]
+
+
+def _records(side: int, pairs: int) -> str:
+  """Phantoms for all runs; made once and left in the temporary directory."""
+  directory = pathlib.Path(tempfile.gettempdir()) / f'plan_jax_reading_{side}_{pairs}'
+  if not (directory / 'dataset.json').exists():
+    subprocess.run(
+        [sys.executable, '-m', 'plan_jax.data.prepare', 'phantom', '--pairs', str(pairs),
+         '--size', str(side), '--out', str(directory)], check=True, stdout=subprocess.DEVNULL)
+  return str(directory)
+
+
+def run(case: measure.Case) -> measure.Result:
+  from plan_jax import config as config_lib
+  from plan_jax.data import records as records_lib
+  from plan_jax.data import tokenize
+
+  settings = config_lib.Data()
+  directory = _records(case['side'], case['pairs'])
+  tokenizer = tokenize.Tokenizer(
+      tokenize.read_vocabulary(records_lib.vocabulary_path(directory)),
+      max_pieces=settings.max_pieces, max_words=settings.max_words)
+  records = records_lib.Records(directory, 'train')
+  words = np.mean([len(records[k].text.split()) for k in range(64)])
+  batches = _BATCHES[case['by']](records, tokenizer, settings)
+  for _ in range(4):
+    next(batches)
+  count, began = 0, time.perf_counter()
+  while (took := time.perf_counter() - began) < case['seconds']:
+    count += len(next(batches).pieces)
+  return {'rate': count / took, 'words': float(words)}
+
+
+def _ours(records, tokenizer, settings):
+  from plan_jax.data import pipeline
+
+  return pipeline.batches(
+      records, tokenizer=tokenizer, settings=settings, batch_size=_BATCH, seed=0, start_step=0)
+
+
+def _loader(records, tokenizer, settings, *, workers: int = 0):
+  import torch
+
+  from plan_jax.data import augment
+  from plan_jax.data import pipeline
+
+  class Pairs(torch.utils.data.Dataset):
+    """Frames, extents and tokens by index."""
+
+    def __len__(self):
+      return len(records)
+
+    def __getitem__(self, index):
+      example = records[index]
+      rng = np.random.default_rng(torch.randint(2**31, ()).item())
+      frame = augment.train_frame(
+          augment.decode_image(example.image), rng, size=settings.image_size,
+          settings=settings.augment)
+      return *frame, tokenizer(example.text)
+
+  def collate(rows):
+    images, extents, tokens = zip(*rows, strict=True)
+    return pipeline.collate(images=images, extents=extents, tokens=tokens)
+
+  loader = torch.utils.data.DataLoader(
+      Pairs(), batch_size=_BATCH, shuffle=True, drop_last=True, num_workers=workers,
+      collate_fn=collate, persistent_workers=workers > 0)
+  while True:
+    yield from loader
+
+
+def _loader_with_workers(records, tokenizer, settings):
+  return _loader(records, tokenizer, settings, workers=len(os.sched_getaffinity(0)))
+
+
+_BATCHES = dict(zip(_BY, (_ours, _loader, _loader_with_workers), strict=True))
+
+
+def show(found) -> str:
+  lines = ['| images | words a report | ours, pairs/s | DataLoader, in process | with workers | '
+           'ours / in process | ours / with workers |', '|---|---|---|---|---|---|---|']
+  for ours, alone, workers in zip(found[::3], found[1::3], found[2::3], strict=True):
+    lines.append('| ' + ' | '.join([
+        f'{ours[0]["side"]} px', f'{measure.median(ours[1], "words"):.0f}',
+        *(measure.spread(results, 'rate') for _, results in (ours, alone, workers)),
+        measure.ratio(ours[1], alone[1], 'rate'), measure.ratio(ours[1], workers[1], 'rate')]) + ' |')
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  measure.main(__file__, __doc__, cases=cases, measure=run, show=show)
