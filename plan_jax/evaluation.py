@@ -5,6 +5,7 @@ The shape of `metrics.json` is fixed: every figure is {value, low, high, n} with
 is null or absent. Parts:
 
   zero_shot            AUROC per class and macro (null without a prompt file)
+  zero_shot_decisions  accuracy and F1 at thresholds from the validation split
   grounding            by the kind of map that speaks for the objective (`maps` names it);
                        grounding_margin: centre of the frame only
   grounding_regions, grounding_words, grounding_pooled    the other kinds of map: by the
@@ -120,7 +121,10 @@ def evaluate(
   drawing = dict(seed=seed, replicates=replicates)
   outcomes, grounded, scores = [], None, None
   if classes:
-    outcomes.append(zero_shot.run(model, data, classes=classes, **drawing))
+    thresholds = None if split == 'val' else zero_shot.thresholds(
+        model, directory, classes=classes, max_pairs=max_pairs, seed=seed, progress=progress)
+    outcomes.append(
+        zero_shot.run(model, data, classes=classes, thresholds=thresholds, **drawing))
   if Task.GROUNDING in tasks:
     outcome, grounded = grounding.run(model, data, progress=progress, **drawing)
     outcomes.append(outcome)

@@ -74,6 +74,7 @@ def test_every_task_has_its_part(everything):
                if isinstance(node, dict) and 'protocol' in node}
   assert protocols == {
       'zero_shot': 'zero_shot/prompt_ensemble_auroc_words',
+      'zero_shot_decisions': 'zero_shot/threshold_of_best_f1_on_validation',
       'grounding': 'grounding/ms_cxr',
       'grounding_words': 'grounding/ms_cxr',
       'grounding_pooled': 'grounding/ms_cxr',

@@ -50,6 +50,9 @@ class Oracle:
     pixels = cells.reshape(count, -1, 1).astype(np.float32)
     return _image_features(pooled, pixels)
 
+  def image_batches(self, images, *, count, names=(), label=''):
+    yield self.encode_images(images, count=count, names=names, label=label)
+
   def encode_texts(self, texts, *, name='text', label=''):
     del name, label
     has = np.array(['effusion' in text and 'no ' not in text for text in texts], bool)
@@ -130,6 +133,9 @@ def test_evaluate_has_the_fixed_shape_and_the_right_figures(records, prompt_file
     assert found['low'] <= found['value'] <= found['high'] and found['n'] == 40
   assert got['zero_shot']['macro_auroc']['value'] == 1.0
   assert got['zero_shot']['classes']['Effusion']['positives'] == 20
+  assert got['zero_shot_decisions']['macro_f1']['value'] == 1.0
+  assert got['zero_shot_decisions']['top1_accuracy'] == {
+      'value': 1.0, 'low': 1.0, 'high': 1.0, 'n': 40}
   assert got['grounding']['pointing']['value'] == 1.0
   assert got['grounding']['cnr']['value'] > 1.5 > got['grounding_centre']['cnr']['value']
   assert got['grounding_pooled']['cnr']['value'] == pytest.approx(

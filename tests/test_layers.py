@@ -27,7 +27,8 @@ OWNERS = {  # each heavy dependency has one owner
     'matplotlib': {'plan_jax.report'},
     'jinja2': {'plan_jax.page.render'},
     'markupsafe': {'plan_jax.page.render'},
-    'sklearn': {'plan_jax.evals.zero_shot', 'plan_jax.evals.linear_probe'},
+    'sklearn': {
+        'plan_jax.evals.decisions', 'plan_jax.evals.zero_shot', 'plan_jax.evals.linear_probe'},
     'pycocotools': {'plan_jax.evals.detection'},
     'imagecodecs': {'plan_jax.data.dicom_codecs'},
     'pydicom': {'plan_jax.data.dicom'},

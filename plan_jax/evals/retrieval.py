@@ -11,7 +11,7 @@ from plan_jax.evals import bootstrap
 PROTOCOL = 'retrieval/instance_identical_reports_are_hits'
 CUTOFFS = (1, 5, 10)
 CLASS_PROTOCOL = 'retrieval/class_precision'
-CLASS_CUTOFFS = (1, 2, 5, 10)
+CLASS_CUTOFFS = (1, 2, 5, 10, 100)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

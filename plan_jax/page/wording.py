@@ -19,6 +19,11 @@ _PARTS = {  # title, how to read it
         'Zero-shot classification',
         'Does an image show the finding? The model was never given labels: it compares the image '
         'with written descriptions of each class.'),
+    'zero_shot_decisions': (
+        'Zero-shot decisions',
+        'Yes or no for each class: the score has to reach a threshold, the one with the best F1 '
+        'on the validation split. Top-1: of the images of one class alone, how often that class '
+        'scores highest.'),
     'grounding': (
         'Grounding: does the model look at the right place?',
         'For a phrase from a report the model draws a map of where it sees what the phrase says. '
@@ -108,6 +113,9 @@ _METRICS = (  # pattern of the key, label, explanation
     (r'dice_all', 'Dice, all images',
      'the same over images without the finding as well: 1 where nothing is marked in them.'),
     (r'(.*_)?dice', 'Dice', 'overlap of the marked and the true region: 0 none, 1 identical.'),
+    (r'macro_accuracy', 'accuracy, mean over classes', ''),
+    (r'macro_f1', 'F1, mean over classes', ''),
+    (r'top1_accuracy', 'top-1 accuracy', ''),
     (r'(.*_)?accuracy', 'accuracy', 'which share of the answers is right.'),
     (r'(.*_)?f1', 'F1', 'balance of precision and recall: 0 worst, 1 best.'),
 )

@@ -1,16 +1,19 @@
 """Zero-shot classification with a prompt file."""
 
 import math
+import os
 from typing import AbstractSet, Any, Iterable, Sequence
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import numpy as np
 from scipy import special
 
 from plan_jax import inference
 from plan_jax import prompts as prompts_lib
 from plan_jax import shapes
+from plan_jax.data import records as records_lib
 from plan_jax.evals import bootstrap
+from plan_jax.evals import decisions
 from plan_jax.evals import zero_shot
 from plan_jax.tasks import examples as examples_lib
 from plan_jax.tasks import targets
@@ -25,10 +28,14 @@ def run(
     data: examples_lib.Encoded,
     *,
     classes: Sequence[prompts_lib.ClassPrompts],
+    thresholds: Float[np.ndarray, 'k'] | None,
     seed: int,
     replicates: int,
 ) -> examples_lib.Outcome:
-  """AUROC of each class; images without any mark are left out."""
+  """AUROC of each class and, with thresholds, accuracy and F1.
+
+  Images without any mark are left out.
+  """
   scores = class_scores(model, [data.images], classes=classes)
   labels = [targets.classes_of(example) for example in data.examples]
   is_positive, labelled = truths(labels, classes=classes)
@@ -36,13 +43,45 @@ def run(
       f'zero_shot/{entry.name}': zero_shot.roc(scores[labelled, k], is_positive[labelled, k])
       for k, entry in enumerate(classes)
       if 0 < is_positive[labelled, k].sum() < labelled.sum()}
+  parts = {'zero_shot': figures(
+      scores, classes=classes, labels=labels, patients=data.patients,
+      with_words=model.matches_words, seed=seed, replicates=replicates)}
+  if thresholds is not None:
+    parts['zero_shot_decisions'] = decisions.decide(
+        scores[labelled], is_positive[labelled], thresholds=thresholds,
+        classes=[entry.name for entry in classes], groups=_taken(data.patients, labelled),
+        seed=seed, replicates=replicates).as_json()
   return examples_lib.Outcome(
-      parts={'zero_shot': figures(
-          scores, classes=classes, labels=labels, patients=data.patients,
-          with_words=model.matches_words, seed=seed, replicates=replicates)},
+      parts=parts,
       samples={'zero_shot_scores': scores, 'zero_shot_positive': is_positive,
                'zero_shot_labelled': labelled},
       curves=curves)
+
+
+def thresholds(
+    model: inference.Model,
+    directory: str | os.PathLike[str],
+    *,
+    classes: Sequence[prompts_lib.ClassPrompts],
+    max_pairs: int,
+    seed: int,
+    progress: bool,
+) -> Float[np.ndarray, 'k'] | None:
+  """The thresholds of best F1 on up to `max_pairs` pairs of the validation split.
+
+  NaN for a class that it does not define; None if the records have no validation split.
+  """
+  if not len(records_lib.Records(directory, 'val')):
+    return None
+  examples = examples_lib.draw(directory, split='val', count=max_pairs, seed=seed)
+  scores = class_scores(
+      model, model.image_batches(
+          (example.image for example in examples), count=len(examples),
+          names=examples_lib.names(examples),
+          label='images of validation' if progress else ''), classes=classes)
+  is_positive, labelled = truths(
+      [targets.classes_of(example) for example in examples], classes=classes)
+  return decisions.best_thresholds(scores[labelled], is_positive[labelled])
 
 
 def class_scores(
@@ -120,7 +159,7 @@ def figures(
   is_positive, labelled = truths(labels, classes=classes)
   found = zero_shot.zero_shot(
       scores[labelled], is_positive[labelled], classes=[entry.name for entry in classes],
-      groups=[p for p, kept in zip(patients, labelled, strict=True) if kept],
+      groups=_taken(patients, labelled),
       seed=seed, replicates=replicates)
   covered = {label for entry in classes for label in entry.labels}
   seen = {label for row in labels for label in row or ()}
@@ -130,3 +169,7 @@ def figures(
       'unlabelled': int((~labelled).sum()),
       'labels_without_prompts': sorted(seen - covered),
   }
+
+
+def _taken(patients: Sequence[str], is_taken: Bool[np.ndarray, 'n']) -> list[str]:
+  return [patient for patient, taken in zip(patients, is_taken, strict=True) if taken]
