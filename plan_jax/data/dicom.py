@@ -13,6 +13,7 @@ import logging
 from typing import Iterator
 import warnings
 
+import cv2
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 import numpy as np
 from PIL import Image
@@ -180,8 +181,9 @@ def _from_colour(rgb: Shaped[np.ndarray, 'h w 3'], *, bits: int) -> UInt8[np.nda
 def _from_monochrome(
     stored: Int[np.ndarray, 'h w'], dataset: pydicom.Dataset) -> UInt8[np.ndarray, 'h w']:
   """Each stored value has one grey value, so that these are worked out, not the pixels."""
-  codes = stored.astype(np.uint16)  # -1 becomes 65535
-  present = np.bincount(codes.ravel(), minlength=2**16) > 0
+  codes = stored.astype(np.uint16, copy=False)  # -1 becomes 65535
+  # A fifth of the time of np.bincount, on the largest part of reading an uncompressed file.
+  present = cv2.calcHist([codes], [0], None, [2**16], [0, 2**16]).ravel() > 0
   if dataset.BitsStored <= 8:
     present[_whole_scale(dataset)] = True
   values = np.flatnonzero(present).astype(np.uint16)
@@ -194,7 +196,7 @@ def _from_monochrome(
     if dataset.PhotometricInterpretation == 'MONOCHROME1':
       grey = 255 - grey
     table[values % 2**16] = np.rint(grey)
-  return table[codes]
+  return np.take(table, codes)
 
 
 def _whole_scale(dataset: pydicom.Dataset) -> Int[np.ndarray, 'n']:
