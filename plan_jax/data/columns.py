@@ -36,7 +36,7 @@ class Keys:
 
 def parse(
     row: Mapping[str, Any], *, manifest: str, line: int, root: str, keys: Keys,
-    report: str = '',
+    report: str = '', photometric: rows_lib.Photometric = rows_lib.Photometric.MONOCHROME2,
 ) -> rows_lib.Row | rows_lib.Reject:
   """A checked row, or the reject that it is.
 
@@ -47,6 +47,7 @@ def parse(
     root: folder of the image and mask paths.
     keys: column names.
     report: path of a file with the whole report, seen from `root`.
+    photometric: of the picture file.
   """
   image = get(row, keys.image)
   identity = _clean(row.get('id'))
@@ -80,7 +81,8 @@ def parse(
     except (ValueError, TypeError):
       return reject(_Reason.BAD_VALUE, 'width or height is not a number')
   return rows_lib.Row(
-      manifest=manifest, line=line, id=identity, text=text, size=size, **marks,
+      manifest=manifest, line=line, id=identity, text=text, size=size, photometric=photometric,
+      **marks,
       report=report and os.path.join(root, report),
       image=os.path.realpath(os.path.join(root, image)), image_name=_clean(image),
       patient=_clean(row.get('patient')), split=_SPLIT_NAMES.get(split, ''),

@@ -48,6 +48,8 @@ def make(
     pixels = decode.read_grey(item.image, name=os.path.basename(item.image))
   except decode.DecodeError as error:
     return _rejected(item, error.reason, str(error))
+  if item.rows[0].photometric is rows_lib.Photometric.MONOCHROME1:
+    pixels = 255 - pixels
   height, width = pixels.shape
   stored = _resize(pixels, size)
   phrases, used, rejects = [], [], []

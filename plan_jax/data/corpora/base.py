@@ -68,6 +68,7 @@ class Line:
   values: Mapping[str, Any]
   view: View = View.FRONTAL
   report: str = ''  # path of a file with the whole report
+  photometric: rows_lib.Photometric = rows_lib.Photometric.MONOCHROME2
   left_out: str = ''  # why this line is not taken, by choice
 
 
@@ -130,7 +131,7 @@ def contents(
       continue
     row = columns.parse(
         found.values, manifest=found.source, line=found.line, root=str(request.root),
-        keys=columns.Keys(), report=found.report)
+        keys=columns.Keys(), report=found.report, photometric=found.photometric)
     (good if isinstance(row, rows_lib.Row) else rejects).append(row)
     has_text = has_text or bool(found.report or found.values.get('text'))
   if not good:
