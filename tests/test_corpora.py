@@ -71,6 +71,23 @@ def test_mimic_cxr_options(tmp_path, capsys):
   assert {e.text for e in corpus.examples(tmp_path).values()} == {'no acute process.'}
 
 
+def test_mimic_cxr_without_reports_has_labels_only(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.mimic_cxr(root)
+  for path in root.rglob('s*.txt'):
+    path.unlink()
+  assert corpus.run('mimic_cxr', root) == 2
+  error = capsys.readouterr().err
+  assert 'no image has a report' in error and '--allow-empty-text' in error
+  assert corpus.run('mimic_cxr', root, '--allow-empty-text', '--reports', str(tmp_path)) == 2
+  assert 'holds no report such as files/p10/p10000032/s50414267.txt' in capsys.readouterr().err
+  assert corpus.run('mimic_cxr', root, '--allow-empty-text') == 0
+  card = corpus.card(tmp_path)
+  assert card['rows']['records'] == 12 and card['rows']['rejected'] == {}
+  assert card['text']['empty_share'] == 1 and card['labelled'] == 11
+  assert 'the records have no reports' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('kind', ['png', 'kaggle', 'dicom'])
 def test_openi(tmp_path, kind):
   card = corpus.made('openi', tmp_path, kind=kind)

@@ -65,6 +65,30 @@ def test_a_list_that_leaves_nothing_is_an_error(tmp_path, capsys):
   assert not (tmp_path / 'out').exists()
 
 
+def test_near_duplicates_of_an_excluded_directory(tmp_path, capsys):
+  root, apart = tmp_path / 'in', tmp_path / 'apart'
+  layouts.folder(root)
+  for k in (0, 1):  # both in train
+    twin = (cv2.resize(layouts.pixels(k), None, fx=1.5, fy=1.5) * 0.8).astype(np.uint8)
+    (apart / 'test').mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(apart / f'test/twin{k}.jpg'), twin)
+  elsewhere = str(tmp_path / 'elsewhere')
+  assert corpus.run('folder', apart, '--allow-empty-text', '--out', elsewhere) == 0
+  ids = tmp_path / 'ids.txt'
+  ids.write_text('train/pneumonia/1.png\n')
+  options = ['--exclude-ids', elsewhere, '--exclude-ids', str(ids)]
+  assert corpus.run('folder', root, *options) == 0
+  card = corpus.card(tmp_path)
+  assert card['rows']['records'] == 11 and card['rows']['left_out'] == {'excluded_id': 1}
+  assert card['near_duplicates']['between'] == {'train-excluded': 1}
+  assert card['source']['selection']['exclude_pictures']['count'] == 2
+  assert 'Looking at the pictures of --exclude-ids: 2' in capsys.readouterr().out
+  dropped = str(tmp_path / 'dropped')
+  assert corpus.run('folder', root, *options, '--out', dropped, '--drop-near-duplicates') == 0
+  [reject] = layouts.lines(tmp_path / 'dropped/rejects.jsonl')
+  assert reject['id'] == 'train/normal/0.png' and 'twin0.jpg in excluded' in reject['detail']
+
+
 def test_near_duplicates_across_splits_are_reported_or_dropped(tmp_path, capsys):
   root = tmp_path / 'in'
   layouts.folder(root)

@@ -235,15 +235,17 @@ def _add_choice(parser: argparse.ArgumentParser):
   parser.add_argument(
       '--limit', type=positive, metavar='N', help='take at most N images, by a hash of their ids')
   parser.add_argument(
-      '--exclude-ids', default='', metavar='PATH',
+      '--exclude-ids', action='append', default=[], metavar='PATH',
       help='ids, one a line, or a directory of records: leave out all images of these patients '
-      '(evaluation sets)')
+      '(evaluation sets), and list near-duplicates of the pictures in the directory; may be given '
+      'several times')
   parser.add_argument(
       '--only-ids', default='', metavar='PATH',
       help='ids, one a line, or a directory of records: take these alone, all as split test')
   parser.add_argument(
       '--drop-near-duplicates', action='store_true',
-      help='reject images that come back almost unchanged in another split')
+      help='reject images that come back almost unchanged in another split, or in a directory '
+      'that --exclude-ids names')
 
 
 def positive(text: str) -> int:

@@ -13,11 +13,13 @@ from plan_jax.data.corpora import tables
 
 _SPLITS = {'train': 'train', 'validate': 'val', 'test': 'test'}
 _PROBED = 2000  # images looked for to learn which suffix they have
+_EXAMPLE = 'files/p10/p10000032/s50414267.txt'
 
 LAYOUT = """\
   files/p10/p10000032/s50414267/02aa804e-....jpg   pictures (MIMIC-CXR-JPG), or .dcm (MIMIC-CXR)
   files/p10/p10000032/s50414267.txt                reports (mimic-cxr-reports.zip);
-                                                   elsewhere: --reports
+                                                   elsewhere: --reports; without them:
+                                                   --allow-empty-text (evaluation)
   mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, and -chexpert.csv.gz or -negbio.csv.gz
                                                    from MIMIC-CXR-JPG; elsewhere: --tables"""
 
@@ -32,6 +34,13 @@ def read(request: base.Request) -> Iterator[base.Found]:
       split_path, needs=('dicom_id', 'split'))}
   labels = _labels(request)
   images, written = files_folder(request.root), files_folder(request.reports)
+  has_reports = _has_reports(written)
+  if not has_reports:
+    if request.reports != request.root:
+      raise base.CorpusError(
+          f'--reports {request.reports} holds no report such as {_EXAMPLE}; unpack '
+          'mimic-cxr-reports.zip there, or leave --reports out')
+    yield 'no mimic-cxr-reports below --root: the records have no reports'
   listed = tables.read(metadata, needs=('dicom_id', 'subject_id', 'study_id', 'ViewPosition'))
   head = list(itertools.islice(listed, _PROBED))
   suffix = ('.jpg', '.dcm')[base.probe(images, (
@@ -45,7 +54,7 @@ def read(request: base.Request) -> Iterator[base.Found]:
     without_labels += study is None
     yield base.Line(
         source=metadata.name, line=line, view=base.view_of(values['ViewPosition']),
-        report=str(written / f'{_study(values)}.txt'),
+        report=str(written / f'{_study(values)}.txt') if has_reports else '',
         values={
             'image': str(images / _study(values) / f'{values["dicom_id"]}{suffix}'),
             'id': values['dicom_id'],
@@ -60,6 +69,11 @@ def read(request: base.Request) -> Iterator[base.Found]:
     yield f'no mimic-cxr-*-{request.labeler}.csv(.gz): the records have no labels'
   elif without_labels:
     yield f'{without_labels} images belong to studies without {request.labeler} labels'
+
+
+def _has_reports(folder: pathlib.Path) -> bool:
+  print(f'Looking for reports below {folder.name}/', flush=True)
+  return next(folder.glob('p1*/p*/s*.txt'), None) is not None
 
 
 def _study(values: dict[str, str]) -> str:
