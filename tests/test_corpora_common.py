@@ -99,7 +99,8 @@ print(len(train), train[0]['image'].shape, train[0]['labels'][0].decode())
 
 
 def test_inspect_finds_nothing_wrong(tmp_path):
-  corpus.made('vindr', tmp_path)  # rows left out, annotated images without boxes, marks of all kinds
+  # Rows left out, annotated images without boxes, marks of all kinds:
+  corpus.made('vindr', tmp_path)
   assert inspect.main([str(tmp_path / 'out')]) == 0
 
 

@@ -50,16 +50,18 @@ def parse(
     photometric: of the picture file.
   """
   image = get(row, keys.image)
-  identity = _clean(row.get('id'))
+  identity, path = _clean(row.get('id')), ''
 
   def reject(reason: rows_lib.Reason, detail: str) -> rows_lib.Reject:
     name = identity or (image if isinstance(image, str) else '')
-    return rows_lib.Reject(manifest=manifest, line=line, id=name, reason=reason, detail=detail)
+    return rows_lib.Reject(
+        manifest=manifest, line=line, id=name, reason=reason, detail=detail, image=path)
 
   if image is None or image == '':
     return reject(_Reason.MISSING_COLUMN, f'{keys.image} is absent or empty')
   if not isinstance(image, str) or '\0' in image:
     return reject(_Reason.BAD_VALUE, f'{keys.image} is not a path')
+  path = os.path.realpath(os.path.join(root, image))
   split = _clean(row.get('split')).lower()
   if split and split not in _SPLIT_NAMES:
     return reject(_Reason.BAD_VALUE, f'split is {split[:20]!r}; use train, val or test')
@@ -79,12 +81,12 @@ def parse(
     try:
       size = (int(row['width']), int(row['height']))
     except (ValueError, TypeError):
-      return reject(_Reason.BAD_VALUE, 'width or height is not a number')
+      return reject(_Reason.BAD_BOX, 'width or height is not a number')
   return rows_lib.Row(
       manifest=manifest, line=line, id=identity, text=text, size=size, photometric=photometric,
       **marks,
       report=report and os.path.join(root, report),
-      image=os.path.realpath(os.path.join(root, image)), image_name=_clean(image),
+      image=path, image_name=_clean(image),
       patient=_clean(row.get('patient')), split=_SPLIT_NAMES.get(split, ''),
       annotations=annotations, is_annotated=not _is_missing(row.get('annotations')))
 

@@ -143,8 +143,10 @@ def assemble(
       row.id: row.patient for row in good if row.patient and row.id in selection.exclude}}
   groups, conflicts = _group(good)
   items, dropped = _items(groups, root=root, allow_empty_text=allow_empty_text)
-  lost = {reject.id for reject in rejects if reject.reason in _BAD_PLACES}
-  items = [_unlooked(item) if item.id in lost else item for item in items]
+  bad = [reject for reject in rejects if reject.reason in _BAD_PLACES]
+  # By the picture, for rows need no id; by the id where a corpus rejects before it knows the file.
+  lost = {reject.image or reject.id for reject in bad}
+  items = [_unlooked(item) if lost & {item.id, item.image} else item for item in items]
   items, more, unknown = _select(items, selection, excluded=excluded)
   return Contents(
       items=tuple(items), rejects=(*rejects, *conflicts, *dropped), rows=rows,

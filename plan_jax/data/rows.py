@@ -45,6 +45,7 @@ class Reject:
   id: str
   reason: Reason
   detail: str
+  image: str = ''  # path of the picture, to find other rows about it; never written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -275,7 +275,9 @@ def _disk_errors(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _plain(reject: rows_lib.Reject) -> dict[str, Any]:
-  return {**dataclasses.asdict(reject), 'reason': str(reject.reason)}
+  plain = {**dataclasses.asdict(reject), 'reason': str(reject.reason)}
+  del plain['image']  # a path of this machine
+  return plain
 
 
 def _read_rejects(directory: pathlib.Path) -> list[rows_lib.Reject]:
