@@ -88,6 +88,31 @@ def test_mimic_cxr_without_reports_has_labels_only(tmp_path, capsys):
   assert 'the records have no reports' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('name, table', [
+    ('mimic_cxr', 'mimic-cxr-2.0.0-chexpert.csv.gz'), ('chexpert', 'train.csv')])
+def test_columns_that_are_no_classes_are_named_and_not_taken(tmp_path, capsys, name, table):
+  root = tmp_path / 'in'
+  getattr(layouts, name)(root)
+  path = root / table
+  is_plain = path.suffix != '.gz'
+  head, *rest = (path.read_text() if is_plain else gzip.decompress(path.read_bytes()).decode()
+                 ).splitlines()
+  # As pandas writes it: an index, and a class under another name.
+  head = f'Unnamed: 0,{head.replace("Lung Opacity", "Airspace Opacity")}'
+  content = '\n'.join([head, *(f'{k},{line}' for k, line in enumerate(rest))]) + '\n'
+  path.write_bytes(content.encode() if is_plain else gzip.compress(content.encode()))
+  assert corpus.run(name, root) == 0
+  printed = capsys.readouterr().out
+  assert f'{table}: columns not taken, for they are no classes: Unnamed: 0, Airspace' in printed
+  assert f'{table} lacks classes, which count as not mentioned: Lung Opacity' in printed
+  assert not {'unnamed: 0', 'airspace opacity'} & set(corpus.card(tmp_path)['classes'])
+  content = content.replace(head, ','.join(f'x{k}' if part in layouts.CHEXPERT else part
+                                           for k, part in enumerate(head.split(','))))
+  path.write_bytes(content.encode() if is_plain else gzip.compress(content.encode()))
+  assert corpus.run(name, root, '--out', str(tmp_path / 'other')) == 2
+  assert 'has no column of a class; it has: Unnamed: 0, ' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('kind', ['png', 'kaggle', 'dicom'])
 def test_openi(tmp_path, kind):
   card = corpus.made('openi', tmp_path, kind=kind)

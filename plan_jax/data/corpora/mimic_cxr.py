@@ -32,7 +32,8 @@ def read(request: base.Request) -> Iterator[base.Found]:
       request.tables, 'mimic-cxr-*-split.csv', needed_for='the official split')
   split_of = {values['dicom_id']: values['split'] for _, values in tables.read(
       split_path, needs=('dicom_id', 'split'))}
-  labels = _labels(request)
+  labels, notes = _labels(request)
+  yield from notes
   images, written = files_folder(request.root), files_folder(request.reports)
   has_reports = _has_reports(written)
   if not has_reports:
@@ -86,19 +87,20 @@ def files_folder(folder: pathlib.Path) -> pathlib.Path:
   return folder / 'files' if (folder / 'files').is_dir() else folder
 
 
-def _labels(request: base.Request) -> dict[str, dict[str, float | None]]:
-  """study -> marks by class."""
+def _labels(request: base.Request) -> tuple[dict[str, dict[str, float | None]], list[str]]:
+  """study -> marks by class; and notes."""
   path = tables.find_optional(request.tables, f'mimic-cxr-*-{request.labeler}.csv')
   if path is None:
-    return {}
-  found = {}
+    return {}, []
+  found, classes, notes = {}, (), []
   for line, values in tables.read(path, needs=('subject_id', 'study_id')):
-    classes = [name for name in values if name not in ('subject_id', 'study_id')]
+    if not classes:
+      classes, notes = tables.classes(path, values, others=('subject_id', 'study_id'))
     try:
       found[values['study_id']] = tables.marks(values, classes=classes)
     except ValueError as error:
       raise base.CorpusError(f'{path}, line {line}: {error}') from error
-  return found
+  return found, notes
 
 
 CORPUS = base.Corpus(

@@ -6,13 +6,17 @@ import io
 import itertools
 import os
 import pathlib
-from typing import Iterator, Sequence
+from typing import Collection, Iterable, Iterator, Sequence
 import zlib
 
 import tqdm
 
 from plan_jax.data.corpora import base
 
+CHEXPERT = (  # the labeler's fourteen
+    'Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum',
+    'Fracture', 'Lung Lesion', 'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other',
+    'Pneumonia', 'Pneumothorax', 'Support Devices')
 _FIELD_LIMIT = 2**24
 _SHOWN_FROM = 2**22  # bytes: smaller tables take a second
 
@@ -96,6 +100,35 @@ def _bar(path: pathlib.Path) -> tqdm.tqdm:
   return tqdm.tqdm(
       total=size, unit='B', unit_scale=True, desc=path.name, disable=size < _SHOWN_FROM,
       mininterval=0.2 if os.isatty(2) else 10, dynamic_ncols=True)
+
+
+def classes(
+    path: pathlib.Path, columns: Iterable[str], *, others: Collection[str],
+) -> tuple[tuple[str, ...], list[str]]:
+  """Which of CheXpert's classes a table has, and notes that name what is odd about it.
+
+  A column that is no class is not taken: an index that pandas wrote would become a finding.
+
+  Args:
+    path: of the table.
+    columns: of the table.
+    others: columns that are known to be no classes.
+
+  Raises:
+    base.CorpusError: it has none.
+  """
+  columns = [name for name in columns if name and name not in others]
+  found = tuple(name for name in columns if name in CHEXPERT)
+  if not found:
+    raise base.CorpusError(
+        f'{path} has no column of a class; it has: {", ".join(columns) or "nothing"}. Classes are '
+        f'{", ".join(CHEXPERT)}: give the columns these names')
+  notes = []
+  if unknown := [name for name in columns if name not in CHEXPERT]:
+    notes.append(f'{path.name}: columns not taken, for they are no classes: {", ".join(unknown)}')
+  if absent := [name for name in CHEXPERT if name not in found]:
+    notes.append(f'{path.name} lacks classes, which count as not mentioned: {", ".join(absent)}')
+  return found, notes
 
 
 def marks(values: dict[str, str], *, classes: Sequence[str]) -> dict[str, float | None]:
