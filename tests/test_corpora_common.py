@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from plan_jax import train
 from plan_jax.data import corpora
 from plan_jax.data import inspect
 from plan_jax.data import prepare
+from plan_jax.data.corpora import tables
 import tiny
 import tiny_dicom
 
@@ -77,6 +79,26 @@ def test_damaged_tables_are_one_line(tmp_path, capsys, content, message):
   assert corpus.run('mimic_cxr', root) == 2
   error = capsys.readouterr().err
   assert message in error and 'split.csv.gz' in error and error.count('\n') == 1
+
+
+def test_a_table_that_unpacks_to_far_more_is_refused_before(tmp_path, capsys, monkeypatch):
+  root = tmp_path / 'in'
+  layouts.mimic_cxr(root)
+  table = root / 'mimic-cxr-2.0.0-split.csv.gz'
+  table.write_bytes(gzip.compress(bytes(2**26)))  # one line
+  tracemalloc.start()
+  try:
+    assert corpus.run('mimic_cxr', root) == 2
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+  finally:
+    tracemalloc.stop()
+  error = capsys.readouterr().err
+  assert 'split.csv.gz has a line of more than 1 million' in error and error.count('\n') == 1
+  monkeypatch.setattr(tables, '_RATIO_FROM', 2**16)
+  table.write_bytes(gzip.compress(b'dicom_id,split\n' + b'\n' * 2**18))
+  assert corpus.run('mimic_cxr', root) == 2
+  error = capsys.readouterr().err
+  assert 'split.csv.gz unpacks to more than 200 times its size' in error
 
 
 def test_two_tables_of_one_kind_are_named(tmp_path, capsys):

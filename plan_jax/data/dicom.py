@@ -10,14 +10,16 @@ import contextlib
 import dataclasses
 import io
 import logging
-from typing import Iterator
+from typing import BinaryIO, Iterator
 import warnings
+import zlib
 
 import cv2
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 import numpy as np
 from PIL import Image
 import pydicom
+from pydicom import filereader
 from pydicom import pixels as pixels_lib
 from pydicom import uid as uid_lib
 
@@ -27,16 +29,18 @@ from plan_jax.data import dicom_codecs
 pydicom.config.logger.setLevel(logging.CRITICAL)
 
 _MARK_AT, _MARK = 128, b'DICM'
+_META_GROUP = 2
+_BLOCK = 2**16  # bytes
 _MONOCHROME = ('MONOCHROME1', 'MONOCHROME2')
 _DEPTHS = (8, 16)
+_MOST_BYTES = 600_000_000  # of a deflated file: 100 megapixels of three channels of 16 bits
 _VIEWS = {'POSTERO-ANTERIOR': 'PA', 'ANTERO-POSTERIOR': 'AP'}
 _PLUGINS = {  # how what is compressed is decoded; a plugin that is installed by chance is not used
-    uid_lib.RLELossless: 'pydicom',
     uid_lib.JPEGBaseline8Bit: 'pillow',
     uid_lib.JPEG2000Lossless: 'pillow',
     uid_lib.JPEG2000: 'pillow',
     **dict.fromkeys(map(
-        uid_lib.UID, dicom_codecs.JPEG_SYNTAXES + dicom_codecs.JPEG_LS_SYNTAXES), 'imagecodecs'),
+        uid_lib.UID, dicom_codecs.SYNTAXES), 'imagecodecs'),
 }
 for _uid, _name in _PLUGINS.items():
   if _name == 'imagecodecs':
@@ -111,8 +115,29 @@ def read_grey(source: str | bytes) -> UInt8[np.ndarray, 'h w']:
 
 
 def _open(source: str | bytes, *, header_only: bool) -> pydicom.Dataset:
-  return pydicom.dcmread(
-      source if isinstance(source, str) else io.BytesIO(source), stop_before_pixels=header_only)
+  with open(source, 'rb') if isinstance(source, str) else io.BytesIO(source) as file:
+    _check_deflated(file)
+    file.seek(0)
+    return pydicom.dcmread(file, stop_before_pixels=header_only)
+
+
+def _check_deflated(file: BinaryIO) -> None:
+  """Counts what a deflated file unpacks to: pydicom unpacks it whole, header and pixels.
+
+  Raises:
+    DicomError: more than a picture of the largest size takes.
+  """
+  filereader.read_preamble(file, force=False)
+  meta = filereader.read_dataset(
+      file, is_implicit_VR=False, is_little_endian=True,
+      stop_when=lambda tag, vr, length: tag.group != _META_GROUP)
+  if meta.get('TransferSyntaxUID') != uid_lib.DeflatedExplicitVRLittleEndian:
+    return
+  inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+  while not inflater.eof and (packed := inflater.unconsumed_tail or file.read(_BLOCK)):
+    size += len(inflater.decompress(packed, _BLOCK))
+    if size > _MOST_BYTES:
+      raise DicomError(f'deflated DICOM that unpacks to more than {_MOST_BYTES // 10**6} MB')
 
 
 @contextlib.contextmanager

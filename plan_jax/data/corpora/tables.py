@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import pathlib
-from typing import Collection, Iterable, Iterator, Sequence
+from typing import BinaryIO, Collection, Iterable, Iterator, Sequence, TextIO
 import zlib
 
 import tqdm
@@ -17,7 +17,10 @@ CHEXPERT = (  # the labeler's fourteen
     'Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum',
     'Fracture', 'Lung Lesion', 'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other',
     'Pneumonia', 'Pneumothorax', 'Support Devices')
-_FIELD_LIMIT = 2**24
+_FIELD_LIMIT = 2**24  # characters, over several lines
+_LINE_LIMIT = 2**20  # characters; reports have thousands
+# Gzipped tables unpack to some 10 times their size, what is made to fill the memory to 1000 times.
+_RATIO_FROM, _MAX_RATIO = 2**24, 200
 _SHOWN_FROM = 2**22  # bytes: smaller tables take a second
 
 
@@ -69,7 +72,8 @@ def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dic
   try:
     with open(path, 'rb') as stored, _bar(path) as bar:
       file = gzip.GzipFile(fileobj=stored) if path.suffix == '.gz' else stored
-      reader = csv.reader(io.TextIOWrapper(file, 'utf-8-sig', newline=''), strict=True)
+      reader = csv.reader(_bounded(
+          io.TextIOWrapper(file, 'utf-8-sig', newline=''), stored, path), strict=True)
       names = [name.strip() for name in next(reader, [])]
       missing = [name for name in needs if name not in names]
       if missing:
@@ -92,6 +96,25 @@ def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dic
   except (OSError, EOFError, zlib.error) as error:
     raise base.CorpusError(
         f'{path} cannot be read ({error}); check its permissions, or download it again') from error
+
+
+def _bounded(
+    lines: TextIO, stored: BinaryIO, path: pathlib.Path) -> Iterator[str]:
+  """The lines of a table that may be gzipped, none of which takes much memory.
+
+  Raises:
+    base.CorpusError: a line is too long, or all together unpack to far more than any table does.
+  """
+  size = 0
+  while line := lines.readline(_LINE_LIMIT):
+    size += len(line)
+    if len(line) == _LINE_LIMIT:
+      raise base.CorpusError(f'{path} has a line of more than {_LINE_LIMIT >> 20} million '
+                             'characters: no table; download it again')
+    if size > _RATIO_FROM and size > _MAX_RATIO * stored.tell():
+      raise base.CorpusError(
+          f'{path} unpacks to more than {_MAX_RATIO} times its size: no table; download it again')
+    yield line
 
 
 def _bar(path: pathlib.Path) -> tqdm.tqdm:
