@@ -243,3 +243,14 @@ def test_folder_of_classes_alone(tmp_path, capsys):
   assert '--allow-empty-text' in capsys.readouterr().err
   assert corpus.run('folder', root, '--allow-empty-text') == 0
   assert corpus.card(tmp_path)['classes'] == ['a', 'b']
+
+
+def test_empty_reports_say_what_to_do(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.folder(root)
+  for path in root.rglob('*.txt'):
+    path.write_text('INDICATION: cough.')
+  assert corpus.run('folder', root) == 1
+  error = capsys.readouterr().err
+  assert 'rejected rows: 12; no row is left' in error and 'cough' not in error
+  assert 'docs/data-reports.md; --allow-empty-text keeps images without any' in error

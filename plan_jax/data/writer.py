@@ -289,10 +289,13 @@ def _fail(rejects: Sequence[rows_lib.Reject], directory: pathlib.Path, why: str)
   shown = '\n'.join(
       f'  {reject.manifest}, line {reject.line} ({reject.id or "no id"}): {reject.reason}: '
       f'{reject.detail}' for reject in rejects[:_SHOWN_REJECTS])
-  hint = ''
-  if any(reject.reason == rows_lib.Reason.MISSING_FILE for reject in rejects):
+  reasons, hint = {reject.reason for reject in rejects}, ''
+  if rows_lib.Reason.MISSING_FILE in reasons:
     hint = ("\nPaths count from a manifest's folder or from --image-root; where the files of a "
             'corpus must lie, its --help says.')
+  if rows_lib.Reason.EMPTY_TEXT in reasons:
+    hint += ('\nWhich parts of a report are taken: docs/data-reports.md; --allow-empty-text keeps '
+             'images without any.')
   raise RejectedError(
       f'rejected rows: {len(rejects)}; {why}. The first of '
       f'{directory / REJECTS_NAME}:\n{shown}{hint}')

@@ -40,6 +40,7 @@ class Texts(enum.StrEnum):
   FILES = 'files'  # one file a report, in a folder of their own
   BESIDE = 'beside'  # a file beside each picture; there are no tables
   TABLES = 'tables'
+  PLAIN = 'plain'  # in tables, as texts without sections
   NONE = 'none'  # an evaluation set
 
 

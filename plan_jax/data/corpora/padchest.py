@@ -94,4 +94,4 @@ def _list(cell: str) -> list[str]:
 
 CORPUS = base.Corpus(
     name='padchest', title='PadChest: 160,861 chest radiographs with Spanish reports',
-    layout=LAYOUT, read=read, texts=base.Texts.TABLES, has_views=True)
+    layout=LAYOUT, read=read, texts=base.Texts.PLAIN, has_views=True)
