@@ -1,5 +1,6 @@
 """DICOM to grey values: hand-computed ones, and each transfer syntax that pydicom ships."""
 
+import io
 import json
 import logging
 import os
@@ -181,6 +182,18 @@ def test_a_frame_larger_than_the_header_says_is_not_decoded(tmp_path, monkeypatc
   monkeypatch.setattr(imagecodecs, 'jpeg8_decode', lambda data: pytest.fail('decoded'))
   with pytest.raises(dicom.DicomError, match='damaged pixels'):
     _grey(tmp_path, np.zeros((2, 3), np.uint8), syntax=uid_lib.JPEGLosslessSV1, frame=frame)
+
+
+@pytest.mark.parametrize('syntax, kind', [
+    (uid_lib.JPEGBaseline8Bit, 'JPEG'), (uid_lib.JPEG2000Lossless, 'JPEG2000')])
+def test_a_picture_larger_than_the_header_says_is_not_decoded(tmp_path, monkeypatch, syntax, kind):
+  buffer = io.BytesIO()
+  Image.fromarray(np.zeros((64, 64), np.uint8)).save(buffer, kind)
+  monkeypatch.setattr(pixels_lib, 'pixel_array', lambda *_, **__: pytest.fail('decoded'))
+  with pytest.raises(dicom.DicomError, match='64 x 64 pixels where the header says 3 x 2'):
+    _grey(tmp_path, np.zeros((2, 3), np.uint8), syntax=syntax, frame=buffer.getvalue())
+  with pytest.raises(dicom.DicomError, match='damaged pixels'):
+    _grey(tmp_path, np.zeros((2, 3), np.uint8), syntax=syntax, frame=b'nothing.')
 
 
 @pytest.mark.parametrize('kind', ['deflated', 'rle'])

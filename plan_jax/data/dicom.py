@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 import numpy as np
 from PIL import Image
 import pydicom
+from pydicom import encaps
 from pydicom import filereader
 from pydicom import pixels as pixels_lib
 from pydicom import uid as uid_lib
@@ -183,6 +184,8 @@ def _decode(dataset: pydicom.Dataset) -> Shaped[np.ndarray, 'h w *colours']:
   if syntax.is_encapsulated and syntax not in _PLUGINS:
     raise DicomError(
         f'{syntax.name}: not a compression that is read; store it as JPEG 2000 or uncompressed')
+  if _PLUGINS.get(syntax) == 'pillow':
+    _check_frame(dataset)
   try:  # colour spaces other than RGB are converted
     pixels = pixels_lib.pixel_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ''))
   except RuntimeError as error:  # around whatever the decoder raised
@@ -194,6 +197,24 @@ def _decode(dataset: pydicom.Dataset) -> Shaped[np.ndarray, 'h w *colours']:
     raise DicomError(
         f'PhotometricInterpretation {dataset.PhotometricInterpretation}: neither grey nor colour')
   return pixels
+
+
+def _check_frame(dataset: pydicom.Dataset) -> None:
+  """Pillow would decode whatever size the compressed frame says.
+
+  Raises:
+    DicomError: not the one that the header says, or the frame is damaged.
+  """
+  frame = next(encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+  try:
+    with Image.open(io.BytesIO(frame), formats=('JPEG', 'JPEG2000')) as picture:
+      width, height = picture.size
+  except OSError as error:
+    raise DicomError('damaged pixels: their own header cannot be read') from error
+  if (width, height) != (dataset.Columns, dataset.Rows):
+    raise DicomError(
+        f'compressed picture of {width} x {height} pixels where the header says '
+        f'{dataset.Columns} x {dataset.Rows}')
 
 
 def _from_colour(rgb: Shaped[np.ndarray, 'h w 3'], *, bits: int) -> UInt8[np.ndarray, 'h w']:
