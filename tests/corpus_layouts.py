@@ -148,17 +148,22 @@ def padchest(root: pathlib.Path) -> None:
     name = f'216840111366964012768025509942010110150212424_{k:02d}-002-039.png'
     path = root / str(k % 3) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels(k).astype(np.uint16) * 16 + 40).save(path)
+    stored = pixels(k).astype(np.uint16) * 16 + 40
+    # Stored values of MONOCHROME1 run from white to black.
+    photometric = 'MONOCHROME1' if k == 4 else 'MONOCHROME2'
+    Image.fromarray(4095 - stored if k == 4 else stored).save(path)
     projection = ('PA', 'L', 'AP_horizontal', 'COSTAL')[k % 4]
-    report = f'sin hallazgos patologicos en el caso {k} . senos costofrenicos libres .'
+    report = f'sin hallazg patolog en el cas {k} . sen costofren libr .'  # stemmed, as published
     rows.append((k, name, k % 3, 20140915, 20536686640136348236148679891455886468 + k,
                  839860488694 + k, 1930.0, 'F', 'POSTEROANTERIOR', projection,
-                 'Manual review of DICOM fields', 'No', f'MONOCHROME{2 - (k == 4)}', 4765777 + k, report, 'Physician',
+                 'Manual review of DICOM fields', 'No', photometric, 4765777 + k, report,
+                 'Physician',
                  "['normal', 'pleural effusion ']" if k % 3 != 2 else '', '[]'))
   table(root / 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz', (
       '', 'ImageID', 'ImageDir', 'StudyDate_DICOM', 'StudyID', 'PatientID', 'PatientBirth',
       'PatientSex_DICOM', 'ViewPosition_DICOM', 'Projection', 'MethodProjection', 'Pediatric',
-      'PhotometricInterpretation_DICOM', 'ReportID', 'Report', 'MethodLabel', 'Labels', 'Localizations'), rows)
+      'PhotometricInterpretation_DICOM', 'ReportID', 'Report', 'MethodLabel', 'Labels',
+      'Localizations'), rows)
 
 
 def rocov2(root: pathlib.Path) -> None:

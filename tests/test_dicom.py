@@ -1,10 +1,12 @@
 """DICOM to grey values: hand-computed ones, and each transfer syntax that pydicom ships."""
 
+import io
 import json
 import logging
 import os
 import pathlib
 import struct
+import tracemalloc
 import warnings
 import zlib
 
@@ -180,6 +182,41 @@ def test_a_frame_larger_than_the_header_says_is_not_decoded(tmp_path, monkeypatc
   monkeypatch.setattr(imagecodecs, 'jpeg8_decode', lambda data: pytest.fail('decoded'))
   with pytest.raises(dicom.DicomError, match='damaged pixels'):
     _grey(tmp_path, np.zeros((2, 3), np.uint8), syntax=uid_lib.JPEGLosslessSV1, frame=frame)
+
+
+@pytest.mark.parametrize('syntax, kind', [
+    (uid_lib.JPEGBaseline8Bit, 'JPEG'), (uid_lib.JPEG2000Lossless, 'JPEG2000')])
+def test_a_picture_larger_than_the_header_says_is_not_decoded(tmp_path, monkeypatch, syntax, kind):
+  buffer = io.BytesIO()
+  Image.fromarray(np.zeros((64, 64), np.uint8)).save(buffer, kind)
+  monkeypatch.setattr(pixels_lib, 'pixel_array', lambda *_, **__: pytest.fail('decoded'))
+  with pytest.raises(dicom.DicomError, match='64 x 64 pixels where the header says 3 x 2'):
+    _grey(tmp_path, np.zeros((2, 3), np.uint8), syntax=syntax, frame=buffer.getvalue())
+  with pytest.raises(dicom.DicomError, match='damaged pixels'):
+    _grey(tmp_path, np.zeros((2, 3), np.uint8), syntax=syntax, frame=b'nothing.')
+
+
+@pytest.mark.parametrize('kind', ['deflated', 'rle'])
+def test_what_unpacks_to_far_more_is_refused_before(tmp_path, monkeypatch, kind):
+  """64 MB out of less than 2 MB, where the header promises six pixels."""
+  path, size = str(tmp_path / 'x.dcm'), 2**26
+  if kind == 'deflated':
+    monkeypatch.setattr(dicom, '_MOST_BYTES', 2**20)
+    tiny_dicom.save(path, _RAMP, syntax=uid_lib.DeflatedExplicitVRLittleEndian,
+                    RedPaletteColorLookupTableData=bytes(size))
+    message = 'unpacks to more than 1 MB'
+  else:
+    frame = struct.pack('<16L', 2, 64, 64 + size // 64, *[0] * 13) + b'\x81\0' * (size // 64)
+    tiny_dicom.save(path, _RAMP, syntax=uid_lib.RLELossless, frame=frame)
+    message = 'RLE Lossless, 16 bits: damaged pixels'
+  assert os.path.getsize(path) < 2**22
+  tracemalloc.start()
+  try:
+    with pytest.raises(decode.DecodeError, match=message):
+      decode.read_grey(path, name='x.dcm')
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+  finally:
+    tracemalloc.stop()
 
 
 def test_other_compressions_are_named(tmp_path):

@@ -267,3 +267,17 @@ def test_names_hold_no_path_of_the_machine(tmp_path):
   contents = _read(path)
   assert contents.rejects[0].manifest == f'{tmp_path.name}/m.jsonl'
   assert str(tmp_path) not in repr(contents.rejects)
+
+
+@pytest.mark.parametrize('fault', [
+    {'annotations': [{'label': 'edema', 'box': [9, 9, 1, 1]}]},
+    {'annotations': [{'label': 'edema'}]},
+    {'annotations': [{'label': 'edema', 'box': [0, 0, 9, 9]}], 'width': 'x', 'height': 9}])
+def test_an_image_whose_row_without_id_lost_its_box_is_no_empty_one(tmp_path, fault):
+  """Neither row has an id, and the two manifests write the path in different ways."""
+  rows_path = _write(tmp_path / 'a/rows.jsonl', *(
+      {'image': f'{k}.png', 'text': 'Clear lungs.', 'annotations': []} for k in (0, 1)))
+  boxes_path = _write(tmp_path / 'b/boxes.jsonl', {'image': '../a/0.png', **fault})
+  contents = _read(rows_path, boxes_path)
+  assert len(contents.rejects) == 1
+  assert [item.rows[0].is_annotated for item in contents.items] == [False, True]

@@ -54,15 +54,20 @@ def batch(settings: config_lib.Config, *, seed: int = 0) -> shapes.Batch:
       is_negation=(word_form % 7 == 0) & (word_form >= 0))
 
 
+def random_state(model, optimizer, *, settings: config_lib.Config) -> step_lib.TrainState:
+  """A state of random weights: compiling the initialisation would take far longer."""
+  expected = jax.eval_shape(lambda: step_lib.init_state(model, optimizer, config=settings))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+      lambda x: jnp.asarray(0.1 * np.abs(rng.normal(size=x.shape)), x.dtype), expected)
+
+
 def save_checkpoint(
     directory: pathlib.Path, *, vocabulary: Sequence[str], settings: config_lib.Config) -> None:
   """One checkpoint of random weights in a run's directory."""
   model = step_lib.build_model(settings, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(settings.optim, total_steps=10)
-  expected = jax.eval_shape(lambda: step_lib.init_state(model, optimizer, config=settings))
-  rng = np.random.default_rng(0)  # compiling the initialisation would take far longer
-  state = jax.tree.map(
-      lambda x: jnp.asarray(0.1 * np.abs(rng.normal(size=x.shape)), x.dtype), expected)
+  state = random_state(model, optimizer, settings=settings)
   store = checkpoint.Checkpoints(directory / 'checkpoints', stage_ends=[10], keep_newest=2)
   store.save(state, about=checkpoint.describe(
       settings, vocabulary=vocabulary, stage='discover', content_hash='0' * 64, examples_seen=0,

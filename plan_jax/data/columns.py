@@ -36,7 +36,7 @@ class Keys:
 
 def parse(
     row: Mapping[str, Any], *, manifest: str, line: int, root: str, keys: Keys,
-    report: str = '',
+    report: str = '', photometric: rows_lib.Photometric = rows_lib.Photometric.MONOCHROME2,
 ) -> rows_lib.Row | rows_lib.Reject:
   """A checked row, or the reject that it is.
 
@@ -47,18 +47,21 @@ def parse(
     root: folder of the image and mask paths.
     keys: column names.
     report: path of a file with the whole report, seen from `root`.
+    photometric: of the picture file.
   """
   image = get(row, keys.image)
-  identity = _clean(row.get('id'))
+  identity, path = _clean(row.get('id')), ''
 
   def reject(reason: rows_lib.Reason, detail: str) -> rows_lib.Reject:
     name = identity or (image if isinstance(image, str) else '')
-    return rows_lib.Reject(manifest=manifest, line=line, id=name, reason=reason, detail=detail)
+    return rows_lib.Reject(
+        manifest=manifest, line=line, id=name, reason=reason, detail=detail, image=path)
 
   if image is None or image == '':
     return reject(_Reason.MISSING_COLUMN, f'{keys.image} is absent or empty')
   if not isinstance(image, str) or '\0' in image:
     return reject(_Reason.BAD_VALUE, f'{keys.image} is not a path')
+  path = os.path.realpath(os.path.join(root, image))
   split = _clean(row.get('split')).lower()
   if split and split not in _SPLIT_NAMES:
     return reject(_Reason.BAD_VALUE, f'split is {split[:20]!r}; use train, val or test')
@@ -78,11 +81,12 @@ def parse(
     try:
       size = (int(row['width']), int(row['height']))
     except (ValueError, TypeError):
-      return reject(_Reason.BAD_VALUE, 'width or height is not a number')
+      return reject(_Reason.BAD_BOX, 'width or height is not a number')
   return rows_lib.Row(
-      manifest=manifest, line=line, id=identity, text=text, size=size, **marks,
+      manifest=manifest, line=line, id=identity, text=text, size=size, photometric=photometric,
+      **marks,
       report=report and os.path.join(root, report),
-      image=os.path.realpath(os.path.join(root, image)), image_name=_clean(image),
+      image=path, image_name=_clean(image),
       patient=_clean(row.get('patient')), split=_SPLIT_NAMES.get(split, ''),
       annotations=annotations, is_annotated=not _is_missing(row.get('annotations')))
 

@@ -75,10 +75,10 @@ def read_grey(source: str | bytes, *, name: str) -> UInt8[np.ndarray, 'h w']:
   with opened(source, name=name) as picture:
     if _is_deep_colour(picture):
       return _to_eight_bits(_read_deep(source))
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith(('I', 'F')):
-      return _to_eight_bits(np.asarray(upright))
-    return np.asarray(upright.convert('L'))
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith(('I', 'F')):
+      return _to_eight_bits(np.asarray(picture))
+    return np.asarray(picture if picture.mode == 'L' else picture.convert('L'))
 
 
 @contextlib.contextmanager

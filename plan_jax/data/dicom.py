@@ -10,13 +10,17 @@ import contextlib
 import dataclasses
 import io
 import logging
-from typing import Iterator
+from typing import BinaryIO, Iterator
 import warnings
+import zlib
 
+import cv2
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 import numpy as np
 from PIL import Image
 import pydicom
+from pydicom import encaps
+from pydicom import filereader
 from pydicom import pixels as pixels_lib
 from pydicom import uid as uid_lib
 
@@ -26,16 +30,18 @@ from plan_jax.data import dicom_codecs
 pydicom.config.logger.setLevel(logging.CRITICAL)
 
 _MARK_AT, _MARK = 128, b'DICM'
+_META_GROUP = 2
+_BLOCK = 2**16  # bytes
 _MONOCHROME = ('MONOCHROME1', 'MONOCHROME2')
 _DEPTHS = (8, 16)
+_MOST_BYTES = 600_000_000  # of a deflated file: 100 megapixels of three channels of 16 bits
 _VIEWS = {'POSTERO-ANTERIOR': 'PA', 'ANTERO-POSTERIOR': 'AP'}
 _PLUGINS = {  # how what is compressed is decoded; a plugin that is installed by chance is not used
-    uid_lib.RLELossless: 'pydicom',
     uid_lib.JPEGBaseline8Bit: 'pillow',
     uid_lib.JPEG2000Lossless: 'pillow',
     uid_lib.JPEG2000: 'pillow',
     **dict.fromkeys(map(
-        uid_lib.UID, dicom_codecs.JPEG_SYNTAXES + dicom_codecs.JPEG_LS_SYNTAXES), 'imagecodecs'),
+        uid_lib.UID, dicom_codecs.SYNTAXES), 'imagecodecs'),
 }
 for _uid, _name in _PLUGINS.items():
   if _name == 'imagecodecs':
@@ -110,8 +116,29 @@ def read_grey(source: str | bytes) -> UInt8[np.ndarray, 'h w']:
 
 
 def _open(source: str | bytes, *, header_only: bool) -> pydicom.Dataset:
-  return pydicom.dcmread(
-      source if isinstance(source, str) else io.BytesIO(source), stop_before_pixels=header_only)
+  with open(source, 'rb') if isinstance(source, str) else io.BytesIO(source) as file:
+    _check_deflated(file)
+    file.seek(0)
+    return pydicom.dcmread(file, stop_before_pixels=header_only)
+
+
+def _check_deflated(file: BinaryIO) -> None:
+  """Counts what a deflated file unpacks to: pydicom unpacks it whole, header and pixels.
+
+  Raises:
+    DicomError: more than a picture of the largest size takes.
+  """
+  filereader.read_preamble(file, force=False)
+  meta = filereader.read_dataset(
+      file, is_implicit_VR=False, is_little_endian=True,
+      stop_when=lambda tag, vr, length: tag.group != _META_GROUP)
+  if meta.get('TransferSyntaxUID') != uid_lib.DeflatedExplicitVRLittleEndian:
+    return
+  inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+  while not inflater.eof and (packed := inflater.unconsumed_tail or file.read(_BLOCK)):
+    size += len(inflater.decompress(packed, _BLOCK))
+    if size > _MOST_BYTES:
+      raise DicomError(f'deflated DICOM that unpacks to more than {_MOST_BYTES // 10**6} MB')
 
 
 @contextlib.contextmanager
@@ -157,6 +184,8 @@ def _decode(dataset: pydicom.Dataset) -> Shaped[np.ndarray, 'h w *colours']:
   if syntax.is_encapsulated and syntax not in _PLUGINS:
     raise DicomError(
         f'{syntax.name}: not a compression that is read; store it as JPEG 2000 or uncompressed')
+  if _PLUGINS.get(syntax) == 'pillow':
+    _check_frame(dataset)
   try:  # colour spaces other than RGB are converted
     pixels = pixels_lib.pixel_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ''))
   except RuntimeError as error:  # around whatever the decoder raised
@@ -170,6 +199,24 @@ def _decode(dataset: pydicom.Dataset) -> Shaped[np.ndarray, 'h w *colours']:
   return pixels
 
 
+def _check_frame(dataset: pydicom.Dataset) -> None:
+  """Pillow would decode whatever size the compressed frame says.
+
+  Raises:
+    DicomError: not the one that the header says, or the frame is damaged.
+  """
+  frame = next(encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+  try:
+    with Image.open(io.BytesIO(frame), formats=('JPEG', 'JPEG2000')) as picture:
+      width, height = picture.size
+  except OSError as error:
+    raise DicomError('damaged pixels: their own header cannot be read') from error
+  if (width, height) != (dataset.Columns, dataset.Rows):
+    raise DicomError(
+        f'compressed picture of {width} x {height} pixels where the header says '
+        f'{dataset.Columns} x {dataset.Rows}')
+
+
 def _from_colour(rgb: Shaped[np.ndarray, 'h w 3'], *, bits: int) -> UInt8[np.ndarray, 'h w']:
   """Luminance, as for JPEG and PNG."""
   if bits > 8:
@@ -180,8 +227,9 @@ def _from_colour(rgb: Shaped[np.ndarray, 'h w 3'], *, bits: int) -> UInt8[np.nda
 def _from_monochrome(
     stored: Int[np.ndarray, 'h w'], dataset: pydicom.Dataset) -> UInt8[np.ndarray, 'h w']:
   """Each stored value has one grey value, so that these are worked out, not the pixels."""
-  codes = stored.astype(np.uint16)  # -1 becomes 65535
-  present = np.bincount(codes.ravel(), minlength=2**16) > 0
+  codes = stored.astype(np.uint16, copy=False)  # -1 becomes 65535
+  # A fifth of the time of np.bincount, on the largest part of reading an uncompressed file.
+  present = cv2.calcHist([codes], [0], None, [2**16], [0, 2**16]).ravel() > 0
   if dataset.BitsStored <= 8:
     present[_whole_scale(dataset)] = True
   values = np.flatnonzero(present).astype(np.uint16)
@@ -194,7 +242,7 @@ def _from_monochrome(
     if dataset.PhotometricInterpretation == 'MONOCHROME1':
       grey = 255 - grey
     table[values % 2**16] = np.rint(grey)
-  return table[codes]
+  return np.take(table, codes)
 
 
 def _whole_scale(dataset: pydicom.Dataset) -> Int[np.ndarray, 'n']:

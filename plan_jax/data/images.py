@@ -48,6 +48,8 @@ def make(
     pixels = decode.read_grey(item.image, name=os.path.basename(item.image))
   except decode.DecodeError as error:
     return _rejected(item, error.reason, str(error))
+  if item.rows[0].photometric is rows_lib.Photometric.MONOCHROME1:
+    pixels = 255 - pixels
   height, width = pixels.shape
   stored = _resize(pixels, size)
   phrases, used, rejects = [], [], []
@@ -69,9 +71,10 @@ def make(
       # Where a place was lost, no other one does not mean that there is nothing.
       is_annotated=not rejects and any(row.is_annotated for row in used),
       **dataclasses.asdict(rows_lib.marks(used)))
-  digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+  digest = hashlib.sha256(repr(pixels.shape).encode())
+  digest.update(np.ascontiguousarray(pixels))
   return rows_lib.Outcome(
-      example=example, id=item.id, split=item.split, pixels=digest,
+      example=example, id=item.id, split=item.split, pixels=digest.hexdigest(),
       likeness=likeness.picture_hash(stored),
       original=(width, height), stored=stored.shape[::-1],
       sources=tuple((row.manifest, row.line) for row in used), rejects=tuple(rejects))

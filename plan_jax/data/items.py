@@ -2,15 +2,21 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from typing import Any, Iterable, Mapping, Sequence
 
+import tqdm
+
 from plan_jax import errors
+from plan_jax.data import augment
+from plan_jax.data import likeness
 from plan_jax.data import records
 from plan_jax.data import rows as rows_lib
 
 _Reason = rows_lib.Reason
 _BAD_PLACES = {_Reason.BAD_ANNOTATION, _Reason.BAD_BOX, _Reason.BAD_MASK}
+_SHOWN_FROM = 10_000  # pictures: fewer take seconds
 _TRAIN_SHARE, _VAL_SHARE = 0.90, 0.05  # of the patients, where no split is given
 
 
@@ -27,15 +33,18 @@ class Selection:
     exclude: ids; all images of their patients go, for another view of the same study has
       the same report. A patient's name counts too.
     limit: the most that are taken, drawn by a hash of the id. None = all.
+    pictures: excluded ones, of directories of records: near-duplicates are looked for.
   """
 
   only: frozenset[str] | None = None
   exclude: frozenset[str] = frozenset()
   limit: int | None = None
+  pictures: tuple[likeness.Picture, ...] = ()
 
   def as_json(self) -> dict[str, Any]:
-    """For the card: how many ids, and which by their hash."""
+    """For the card: how many ids and pictures, and which by their hash."""
     return {'only_ids': _digest(self.only or ()), 'exclude_ids': _digest(self.exclude),
+            'exclude_pictures': _digest(picture.hash for picture in self.pictures),
             'limit': self.limit}
 
 
@@ -81,6 +90,25 @@ def read_ids(path: str) -> frozenset[str]:
   return found
 
 
+def read_pictures(directories: Iterable[str]) -> tuple[likeness.Picture, ...]:
+  """Those of all records in some directories.
+
+  Raises:
+    records.RecordsError: one holds no records.
+    augment.ImageError: a picture is damaged.
+  """
+  sources = [records.Records(path, split) for path in directories for split in records.SPLITS]
+  total = sum(map(len, sources))
+  if total:
+    print(f'Looking at the pictures of --exclude-ids: {total}', flush=True)
+  with tqdm.tqdm(itertools.chain(*sources), total=total, unit='picture', desc='pictures',
+                 disable=total < _SHOWN_FROM, dynamic_ncols=True,
+                 mininterval=0.2 if os.isatty(2) else 10) as bar:
+    return tuple(likeness.Picture(
+        id=example.id, hash=likeness.picture_hash(augment.decode_image(example.image)))
+                 for example in bar)
+
+
 def assemble(
     good: Iterable[rows_lib.Row],
     *,
@@ -115,8 +143,10 @@ def assemble(
       row.id: row.patient for row in good if row.patient and row.id in selection.exclude}}
   groups, conflicts = _group(good)
   items, dropped = _items(groups, root=root, allow_empty_text=allow_empty_text)
-  lost = {reject.id for reject in rejects if reject.reason in _BAD_PLACES}
-  items = [_unlooked(item) if item.id in lost else item for item in items]
+  bad = [reject for reject in rejects if reject.reason in _BAD_PLACES]
+  # By the picture, for rows need no id; by the id where a corpus rejects before it knows the file.
+  lost = {reject.image or reject.id for reject in bad}
+  items = [_unlooked(item) if lost & {item.id, item.image} else item for item in items]
   items, more, unknown = _select(items, selection, excluded=excluded)
   return Contents(
       items=tuple(items), rejects=(*rejects, *conflicts, *dropped), rows=rows,

@@ -18,6 +18,14 @@ _BLOCK_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+  """A picture by its id and its hash."""
+
+  id: str
+  hash: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
   """Two pictures (positions) whose hashes differ in `distance` of 256 bits."""
 

@@ -182,7 +182,8 @@ def _check_text_manifests(good, *, with_text: set[str], paths: Sequence[str], ke
     name = short_name(path)
     if name in with_text:
       continue
-    if not any(row.image in told for row in good if row.manifest == name):
+    mine = [row for row in good if row.manifest == name]
+    if mine and not any(row.image in told for row in mine):  # without any, the rejects tell why
       names = sorted({key for _, row in _lines(path) if isinstance(row, dict) for key in row})
       raise ManifestError(
           f'{path} has no text column (text, or findings and impression), and no other manifest '

@@ -161,9 +161,9 @@ def _add_phantom(commands):
 def _add_corpus(commands, corpus: base.Corpus):
   parser = _command(
       commands, corpus.name, title=corpus.title, examples=_CORPUS_EXAMPLES.format(name=corpus.name),
-      description=f'Records of {corpus.title}.\n\nBelow --root, as published:\n{corpus.layout}')
-  _add_shared(parser, size=256, size_help=_SIZE_HELP)
+      description=f'Records of {corpus.title}.\n\nBelow --root:\n{corpus.layout}')
   add_source(parser, corpus)
+  _add_shared(parser, size=256, size_help=_SIZE_HELP)
   if corpus.texts is not base.Texts.NONE:
     _add_allow_empty_text(parser)
   _add_choice(parser)
@@ -189,7 +189,7 @@ def add_source(parser: argparse.ArgumentParser, corpus: base.Corpus) -> None:
     parser.add_argument(
         '--labeler', choices=corpus.labelers, default=corpus.labelers[0],
         help='whose labels are taken (default: %(default)s)')
-  if corpus.texts is not base.Texts.NONE:
+  if corpus.texts not in (base.Texts.NONE, base.Texts.PLAIN):
     parser.add_argument(
         '--report-sections', default='', metavar='NAMES',
         help='which sections, in this order, separated by commas (default: '
@@ -235,15 +235,17 @@ def _add_choice(parser: argparse.ArgumentParser):
   parser.add_argument(
       '--limit', type=positive, metavar='N', help='take at most N images, by a hash of their ids')
   parser.add_argument(
-      '--exclude-ids', default='', metavar='PATH',
+      '--exclude-ids', action='append', default=[], metavar='PATH',
       help='ids, one a line, or a directory of records: leave out all images of these patients '
-      '(evaluation sets)')
+      '(evaluation sets), and list near-duplicates of the pictures in the directory; may be given '
+      'several times')
   parser.add_argument(
       '--only-ids', default='', metavar='PATH',
       help='ids, one a line, or a directory of records: take these alone, all as split test')
   parser.add_argument(
       '--drop-near-duplicates', action='store_true',
-      help='reject images that come back almost unchanged in another split')
+      help='reject images that come back almost unchanged in another split, or in a directory '
+      'that --exclude-ids names')
 
 
 def positive(text: str) -> int:

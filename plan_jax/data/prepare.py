@@ -16,8 +16,10 @@ from PIL import Image
 from plan_jax import errors
 from plan_jax.data import columns
 from plan_jax.data import corpora
+from plan_jax.data import duplicates
 from plan_jax.data import images
 from plan_jax.data import items as items_lib
+from plan_jax.data import likeness
 from plan_jax.data import manifest as manifest_lib
 from plan_jax.data import options as options_lib
 from plan_jax.data import phantom
@@ -60,7 +62,8 @@ def _run_manifest(options: argparse.Namespace) -> int:
   contents = manifest_lib.read_manifests(
       options.manifest, keys=keys, image_root=options.image_root,
       allow_empty_text=options.allow_empty_text, selection=selection)
-  return _write(contents, options, allow_empty_text=options.allow_empty_text, about={
+  return _write(contents, options, pictures=selection.pictures,
+                allow_empty_text=options.allow_empty_text, about={
       'kind': 'manifest',
       'image_size': options.size,
       'source': {
@@ -79,7 +82,8 @@ def _run_corpus(options: argparse.Namespace) -> int:
   selection = _selection(options)
   contents = base.contents(
       corpus, request, allow_empty_text=allow_empty_text, selection=selection)
-  return _write(contents, options, text=request.text, allow_empty_text=allow_empty_text, about={
+  return _write(contents, options, text=request.text, pictures=selection.pictures,
+                allow_empty_text=allow_empty_text, about={
       'kind': corpus.name,
       'image_size': options.size,
       'source': {
@@ -95,13 +99,15 @@ def _run_corpus(options: argparse.Namespace) -> int:
 def _selection(options: argparse.Namespace) -> items_lib.Selection:
   return items_lib.Selection(
       only=items_lib.read_ids(options.only_ids) if options.only_ids else None,
-      exclude=items_lib.read_ids(options.exclude_ids) if options.exclude_ids else frozenset(),
+      exclude=frozenset().union(*map(items_lib.read_ids, options.exclude_ids)),
+      pictures=items_lib.read_pictures(filter(os.path.isdir, options.exclude_ids)),
       limit=options.limit)
 
 
 def _write(
     contents: items_lib.Contents, options: argparse.Namespace, *, about: dict[str, Any],
-    allow_empty_text: bool, text: reports.Options = reports.Options(),
+    allow_empty_text: bool, pictures: tuple[likeness.Picture, ...],
+    text: reports.Options = reports.Options(),
 ) -> int:
   """Items -> records, or with --dry-run their counts."""
   for note in contents.notes:
@@ -116,7 +122,7 @@ def _write(
           left_out=contents.left_out, about=about, item_key=_item_key,
           make=functools.partial(
               images.make, size=options.size, text=text, allow_empty_text=allow_empty_text)),
-      options=_write_options(options))
+      options=dataclasses.replace(_write_options(options), others=pictures))
   _finish(card, options)
   return 0
 
@@ -173,8 +179,8 @@ def _write_options(options: argparse.Namespace) -> writer.Options:
   return writer.Options(
       directory=options.out, shard_rows=options.shard_rows, vocabulary=vocabulary,
       vocab_size=options.vocab_size, workers=options.workers, strict=options.strict,
-      near=(writer.Near.DROP if getattr(options, 'drop_near_duplicates', False)
-            else writer.Near.REPORT))
+      near=(duplicates.Near.DROP if getattr(options, 'drop_near_duplicates', False)
+            else duplicates.Near.REPORT))
 
 
 def _finish(card: dict[str, Any], options: argparse.Namespace):

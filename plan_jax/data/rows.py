@@ -29,6 +29,13 @@ class Reason(enum.StrEnum):
   UNKNOWN_IMAGE = 'unknown_image'
 
 
+class Photometric(enum.StrEnum):
+  """Which end of a picture file's values is white, in the words of DICOM."""
+
+  MONOCHROME2 = 'MONOCHROME2'  # the highest, as in any JPEG or PNG
+  MONOCHROME1 = 'MONOCHROME1'  # the lowest: inverted when it is read
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reject:
   """A row that did not become a record. Never holds report text."""
@@ -38,6 +45,7 @@ class Reject:
   id: str
   reason: Reason
   detail: str
+  image: str = ''  # path of the picture, to find other rows about it; never written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +87,7 @@ class Row:
   annotations: tuple[Annotation, ...]
   is_annotated: bool  # the row has annotations, be it an empty list
   size: tuple[int, int] | None  # (width, height) that the boxes refer to, if given
+  photometric: Photometric = Photometric.MONOCHROME2  # of JPEG and PNG; DICOM says it itself
 
   def reject(self, reason: Reason, detail: str) -> Reject:
     """This row, rejected."""

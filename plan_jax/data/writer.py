@@ -5,10 +5,8 @@ input with the same options are reused. The bytes written depend neither on
 interruptions nor on the number of workers.
 """
 
-import collections
 import contextlib
 import dataclasses
-import enum
 import errno
 import hashlib
 import json
@@ -19,6 +17,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from plan_jax import errors
 from plan_jax.data import card as card_lib
+from plan_jax.data import duplicates
 from plan_jax.data import likeness
 from plan_jax.data import parts as parts_lib
 from plan_jax.data import records
@@ -40,13 +39,6 @@ class RejectedError(Exception):
   """Rows were rejected and that is an error (`strict`, or none is left)."""
 
 
-class Near(enum.StrEnum):
-  """What becomes of a picture that has a near-duplicate in another split."""
-
-  REPORT = 'report'  # counted in the card and listed
-  DROP = 'drop'  # the one nearer to training is rejected: train before val before test
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """How records are written."""
@@ -57,7 +49,8 @@ class Options:
   vocab_size: int = 4096  # of a trained one
   workers: int = 1
   strict: bool = False
-  near: Near = Near.REPORT
+  near: duplicates.Near = duplicates.Near.REPORT
+  others: tuple[likeness.Picture, ...] = ()  # elsewhere; they must not come back in these records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,21 +158,25 @@ def _finish(
 ) -> dict[str, Any]:
   """Part files -> shards, vocabulary, rejects and, last, the card."""
   directory = options.directory
-  kept, counts, rejects, near = _choose(parts, source.rejects, near=options.near)
+  choice = duplicates.choose(
+      map(parts_lib.read_outcomes, parts), source.rejects, near=options.near,
+      others=options.others)
+  counts, rejects = choice.counts, choice.rejects
   with _replacing(directory / REJECTS_NAME) as path:
     path.write_text(''.join(
         json.dumps(_plain(reject), ensure_ascii=False) + '\n' for reject in rejects), 'utf-8')
   with _replacing(directory / NEAR_NAME) as path:
-    path.write_text(''.join(json.dumps(pair, ensure_ascii=False) + '\n' for pair in near), 'utf-8')
+    path.write_text(''.join(
+        json.dumps(pair, ensure_ascii=False) + '\n' for pair in choice.near), 'utf-8')
   if not sum(counts.values()):
     _fail(rejects, directory, 'no row is left')
   if options.strict and rejects:
     _fail(rejects, directory, 'with --strict that is an error')
   print(f'Writing records: {sum(counts.values())}', flush=True)
   shards = {split: _cut(counts[split], options.shard_rows) for split in records.SPLITS}
-  tally, texts = _write_shards(parts, kept, directory=directory, shards=shards)
+  tally, texts = _write_shards(parts, choice.kept, directory=directory, shards=shards)
   card = {**head, **tally.card(rejects, left_out=source.left_out), 'shards': shards,
-          'near_duplicates': _summary(near)}
+          'near_duplicates': duplicates.summary(choice.near)}
   if card['rows']['in'] != source.rows:
     raise AssertionError(f'{source.rows} rows in, but {card["rows"]} accounted for')
   vocabulary = options.vocabulary
@@ -196,61 +193,6 @@ def _finish(
     path.write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', 'utf-8')
   shutil.rmtree(directory / _PARTS_NAME)
   return card
-
-
-def _choose(
-    parts: Sequence[parts_lib.Part], early: Sequence[rows_lib.Reject], *, near: Near):
-  """Outcomes to keep, part by part (None = not kept), rows a split, rejects, near-duplicates."""
-  seen: dict[str, str] = {}
-  kept, rejects, counts = [], list(early), dict.fromkeys(records.SPLITS, 0)
-  for part in parts:
-    kept.append([])
-    outcomes = parts_lib.read_outcomes(part)
-    for has_example, outcome in outcomes:
-      rejects += outcome.rejects
-      if not has_example:
-        continue
-      if outcome.pixels in seen:
-        rejects += [rows_lib.Reject(
-            manifest=manifest, line=line, id=outcome.id,
-            reason=rows_lib.Reason.DUPLICATE_PICTURE,
-            detail=f'the same picture as {seen[outcome.pixels]}')
-            for manifest, line in outcome.sources]
-        kept[-1].append(None)
-        continue
-      seen[outcome.pixels] = outcome.id
-      counts[outcome.split] += 1
-      kept[-1].append(outcome)
-  places = [(p, k) for p, outcomes in enumerate(kept)
-            for k, outcome in enumerate(outcomes) if outcome is not None]
-  found = [kept[p][k] for p, k in places]
-  pairs = likeness.across_splits(
-      [outcome.likeness for outcome in found], [outcome.split for outcome in found])
-  listed = []
-  for pair in pairs:
-    # The one nearer to training goes: evaluation pictures are fewer.
-    goes, stays = sorted((pair.first, pair.second),
-                         key=lambda i: records.SPLITS.index(found[i].split))
-    listed.append({
-        'ids': [found[goes].id, found[stays].id],
-        'splits': [found[goes].split, found[stays].split], 'distance': pair.distance})
-    p, k = places[goes]
-    if near is Near.DROP and kept[p][k] is not None:
-      kept[p][k] = None
-      counts[found[goes].split] -= 1
-      rejects += [rows_lib.Reject(
-          manifest=manifest, line=line, id=found[goes].id,
-          reason=rows_lib.Reason.NEAR_DUPLICATE,
-          detail=f'almost the same picture as {found[stays].id} in {found[stays].split} '
-          f'({pair.distance} of 256 bits differ)') for manifest, line in found[goes].sources]
-  return kept, counts, sorted(rejects, key=lambda r: (r.manifest, r.line)), listed
-
-
-def _summary(near: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """What the card says about near-duplicates."""
-  between = collections.Counter('-'.join(pair['splits']) for pair in near)
-  return {'max_distance': likeness.MAX_DISTANCE, 'pairs': len(near),
-          'between': dict(sorted(between.items()))}
 
 
 def _cut(count: int, shard_rows: int) -> list[int]:
@@ -333,7 +275,9 @@ def _disk_errors(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _plain(reject: rows_lib.Reject) -> dict[str, Any]:
-  return {**dataclasses.asdict(reject), 'reason': str(reject.reason)}
+  plain = {**dataclasses.asdict(reject), 'reason': str(reject.reason)}
+  del plain['image']  # a path of this machine
+  return plain
 
 
 def _read_rejects(directory: pathlib.Path) -> list[rows_lib.Reject]:
@@ -345,10 +289,13 @@ def _fail(rejects: Sequence[rows_lib.Reject], directory: pathlib.Path, why: str)
   shown = '\n'.join(
       f'  {reject.manifest}, line {reject.line} ({reject.id or "no id"}): {reject.reason}: '
       f'{reject.detail}' for reject in rejects[:_SHOWN_REJECTS])
-  hint = ''
-  if any(reject.reason == rows_lib.Reason.MISSING_FILE for reject in rejects):
+  reasons, hint = {reject.reason for reject in rejects}, ''
+  if rows_lib.Reason.MISSING_FILE in reasons:
     hint = ("\nPaths count from a manifest's folder or from --image-root; where the files of a "
             'corpus must lie, its --help says.')
+  if rows_lib.Reason.EMPTY_TEXT in reasons:
+    hint += ('\nWhich parts of a report are taken: docs/data-reports.md; --allow-empty-text keeps '
+             'images without any.')
   raise RejectedError(
       f'rejected rows: {len(rejects)}; {why}. The first of '
       f'{directory / REJECTS_NAME}:\n{shown}{hint}')

@@ -40,6 +40,7 @@ class Texts(enum.StrEnum):
   FILES = 'files'  # one file a report, in a folder of their own
   BESIDE = 'beside'  # a file beside each picture; there are no tables
   TABLES = 'tables'
+  PLAIN = 'plain'  # in tables, as texts without sections
   NONE = 'none'  # an evaluation set
 
 
@@ -68,6 +69,7 @@ class Line:
   values: Mapping[str, Any]
   view: View = View.FRONTAL
   report: str = ''  # path of a file with the whole report
+  photometric: rows_lib.Photometric = rows_lib.Photometric.MONOCHROME2
   left_out: str = ''  # why this line is not taken, by choice
 
 
@@ -130,7 +132,7 @@ def contents(
       continue
     row = columns.parse(
         found.values, manifest=found.source, line=found.line, root=str(request.root),
-        keys=columns.Keys(), report=found.report)
+        keys=columns.Keys(), report=found.report, photometric=found.photometric)
     (good if isinstance(row, rows_lib.Row) else rejects).append(row)
     has_text = has_text or bool(found.report or found.values.get('text'))
   if not good:

@@ -12,7 +12,7 @@ from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 
 _TABLES = {'train': ('train.csv',), 'val': ('valid.csv',), 'test': ('test.csv', 'test_labels.csv')}
-_ABOUT = {'Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA'}  # the other columns are classes
+_ABOUT = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA')
 _PATH = re.compile(r'(?:train|valid|test)/(patient\d+)/.*?(frontal|lateral)?\.\w+$')
 _SUFFIXES = ('.jpg', '.png', '.dcm')
 _PROBED = 2000
@@ -40,12 +40,13 @@ def read(request: base.Request) -> Iterator[base.Found]:
     head = list(itertools.islice(listed, _PROBED))
     suffix = _SUFFIXES[base.probe(request.root, (
         [_stem(values['Path']) + suffix for suffix in _SUFFIXES] for _, values in head))]
+    classes, notes = tables.classes(path, head[0][1] if head else tables.CHEXPERT, others=_ABOUT)
+    yield from notes
     for line, values in itertools.chain(head, listed):
       match = _PATH.search(values['Path'])
       stem = _stem(values['Path'])
       text = texts.get(stem, '')
       without_text += not text
-      classes = [name for name in values if name not in _ABOUT]
       try:
         labels = tables.marks(values, classes=classes)
       except ValueError as error:

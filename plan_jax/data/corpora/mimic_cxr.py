@@ -13,11 +13,13 @@ from plan_jax.data.corpora import tables
 
 _SPLITS = {'train': 'train', 'validate': 'val', 'test': 'test'}
 _PROBED = 2000  # images looked for to learn which suffix they have
+_EXAMPLE = 'files/p10/p10000032/s50414267.txt'
 
 LAYOUT = """\
   files/p10/p10000032/s50414267/02aa804e-....jpg   pictures (MIMIC-CXR-JPG), or .dcm (MIMIC-CXR)
   files/p10/p10000032/s50414267.txt                reports (mimic-cxr-reports.zip);
-                                                   elsewhere: --reports
+                                                   elsewhere: --reports; without them:
+                                                   --allow-empty-text (evaluation)
   mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, and -chexpert.csv.gz or -negbio.csv.gz
                                                    from MIMIC-CXR-JPG; elsewhere: --tables"""
 
@@ -30,8 +32,16 @@ def read(request: base.Request) -> Iterator[base.Found]:
       request.tables, 'mimic-cxr-*-split.csv', needed_for='the official split')
   split_of = {values['dicom_id']: values['split'] for _, values in tables.read(
       split_path, needs=('dicom_id', 'split'))}
-  labels = _labels(request)
+  labels, notes = _labels(request)
+  yield from notes
   images, written = files_folder(request.root), files_folder(request.reports)
+  has_reports = _has_reports(written)
+  if not has_reports:
+    if request.reports != request.root:
+      raise base.CorpusError(
+          f'--reports {request.reports} holds no report such as {_EXAMPLE}; unpack '
+          'mimic-cxr-reports.zip there, or leave --reports out')
+    yield 'no mimic-cxr-reports below --root: the records have no reports'
   listed = tables.read(metadata, needs=('dicom_id', 'subject_id', 'study_id', 'ViewPosition'))
   head = list(itertools.islice(listed, _PROBED))
   suffix = ('.jpg', '.dcm')[base.probe(images, (
@@ -45,7 +55,7 @@ def read(request: base.Request) -> Iterator[base.Found]:
     without_labels += study is None
     yield base.Line(
         source=metadata.name, line=line, view=base.view_of(values['ViewPosition']),
-        report=str(written / f'{_study(values)}.txt'),
+        report=str(written / f'{_study(values)}.txt') if has_reports else '',
         values={
             'image': str(images / _study(values) / f'{values["dicom_id"]}{suffix}'),
             'id': values['dicom_id'],
@@ -62,6 +72,11 @@ def read(request: base.Request) -> Iterator[base.Found]:
     yield f'{without_labels} images belong to studies without {request.labeler} labels'
 
 
+def _has_reports(folder: pathlib.Path) -> bool:
+  print(f'Looking for reports below {folder.name}/', flush=True)
+  return next(folder.glob('p1*/p*/s*.txt'), None) is not None
+
+
 def _study(values: dict[str, str]) -> str:
   subject = values['subject_id']
   return f'p{subject[:2]}/p{subject}/s{values["study_id"]}'
@@ -72,19 +87,20 @@ def files_folder(folder: pathlib.Path) -> pathlib.Path:
   return folder / 'files' if (folder / 'files').is_dir() else folder
 
 
-def _labels(request: base.Request) -> dict[str, dict[str, float | None]]:
-  """study -> marks by class."""
+def _labels(request: base.Request) -> tuple[dict[str, dict[str, float | None]], list[str]]:
+  """study -> marks by class; and notes."""
   path = tables.find_optional(request.tables, f'mimic-cxr-*-{request.labeler}.csv')
   if path is None:
-    return {}
-  found = {}
+    return {}, []
+  found, classes, notes = {}, (), []
   for line, values in tables.read(path, needs=('subject_id', 'study_id')):
-    classes = [name for name in values if name not in ('subject_id', 'study_id')]
+    if not classes:
+      classes, notes = tables.classes(path, values, others=('subject_id', 'study_id'))
     try:
       found[values['study_id']] = tables.marks(values, classes=classes)
     except ValueError as error:
       raise base.CorpusError(f'{path}, line {line}: {error}') from error
-  return found
+  return found, notes
 
 
 CORPUS = base.Corpus(

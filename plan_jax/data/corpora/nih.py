@@ -13,7 +13,7 @@ _SIDE = 1024  # pixels of every picture, which boxes count in; copies of 224 pix
 LAYOUT = """\
   Data_Entry_2017.csv (or Data_Entry_2017_v2020.csv; elsewhere: --tables)
   test_list.txt (or test_list_NIH.txt)         the official split, beside that table
-  BBox_List_2017.csv                           boxes of 8 findings in 880 images, if it is there
+  BBox_List_2017.csv (or BBox_List_2017_*.csv) boxes of 8 findings in 880 images, if it is there
   images_001/images/00000001_000.png ...       in any folders below --root"""
 
 
@@ -36,7 +36,7 @@ def read(request: base.Request) -> Iterator[base.Found]:
             'split': 'test' if name in test else base.train_or_val(values['Patient ID']),
             'labels': values['Finding Labels'],  # separated by |, "No Finding" for none
         })
-  path = tables.find_optional(request.tables, 'BBox_List_2017.csv')
+  path = tables.find_optional(request.tables, 'BBox_List_2017.csv', 'BBox_List_2017_*.csv')
   if path is None:
     yield 'no BBox_List_2017.csv: the records have no boxes'
     return

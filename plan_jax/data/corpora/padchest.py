@@ -28,7 +28,8 @@ def read(request: base.Request) -> Iterator[base.Found]:
   path = tables.find(
       request.tables, 'PADCHEST_chest_x_ray_images_labels_*.csv', needed_for='images and reports')
   listed = tables.read(path, needs=(
-      'ImageID', 'ImageDir', 'PatientID', 'Projection', 'Report', 'Labels'))
+      'ImageID', 'ImageDir', 'PatientID', 'Projection', 'Report', 'Labels',
+      'PhotometricInterpretation_DICOM'))
   head = list(itertools.islice(listed, _PROBED))
   way = base.probe(request.root, (_ways(values) for _, values in head))
   inverse = 0
@@ -40,9 +41,13 @@ def read(request: base.Request) -> Iterator[base.Found]:
           manifest=path.name, line=line, id=os.path.splitext(values['ImageID'])[0],
           reason=rows_lib.Reason.BAD_VALUE, detail="Labels is no list such as ['normal']")
       continue
-    inverse += values.get('PhotometricInterpretation_DICOM', '').strip() == 'MONOCHROME1'
+    photometric = rows_lib.Photometric.MONOCHROME2
+    if values['PhotometricInterpretation_DICOM'].strip() == 'MONOCHROME1':
+      photometric = rows_lib.Photometric.MONOCHROME1
+      inverse += 1
     yield base.Line(
         source=path.name, line=line, view=_view(values['Projection']),
+        photometric=photometric,
         values={
             'image': _ways(values)[way] if values['ImageID'] else '',
             'id': os.path.splitext(values['ImageID'])[0],
@@ -52,8 +57,8 @@ def read(request: base.Request) -> Iterator[base.Found]:
             'labels': labels,
         })
   if inverse:
-    yield (f'{inverse} images come from MONOCHROME1 files, in which white and black are '
-           'exchanged; they are taken as they are (docs/data.md)')
+    yield (f'{inverse} images come from MONOCHROME1 files, whose values run from white to black: '
+           'they are inverted (docs/data.md)')
 
 
 def _ways(values: dict[str, str]) -> list[str]:
@@ -89,4 +94,4 @@ def _list(cell: str) -> list[str]:
 
 CORPUS = base.Corpus(
     name='padchest', title='PadChest: 160,861 chest radiographs with Spanish reports',
-    layout=LAYOUT, read=read, texts=base.Texts.TABLES, has_views=True)
+    layout=LAYOUT, read=read, texts=base.Texts.PLAIN, has_views=True)

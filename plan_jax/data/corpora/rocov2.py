@@ -61,4 +61,4 @@ def _concept_names(request: base.Request) -> dict[str, str]:
 
 CORPUS = base.Corpus(
     name='rocov2', title='ROCOv2: 79,789 radiological figures with captions', layout=LAYOUT,
-    read=read, texts=base.Texts.TABLES)
+    read=read, texts=base.Texts.PLAIN)

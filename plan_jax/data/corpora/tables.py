@@ -6,14 +6,21 @@ import io
 import itertools
 import os
 import pathlib
-from typing import Iterator, Sequence
+from typing import BinaryIO, Collection, Iterable, Iterator, Sequence, TextIO
 import zlib
 
 import tqdm
 
 from plan_jax.data.corpora import base
 
-_FIELD_LIMIT = 2**24
+CHEXPERT = (  # the labeler's fourteen
+    'Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum',
+    'Fracture', 'Lung Lesion', 'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other',
+    'Pneumonia', 'Pneumothorax', 'Support Devices')
+_FIELD_LIMIT = 2**24  # characters, over several lines
+_LINE_LIMIT = 2**20  # characters; reports have thousands
+# Gzipped tables unpack to some 10 times their size, what is made to fill the memory to 1000 times.
+_RATIO_FROM, _MAX_RATIO = 2**24, 200
 _SHOWN_FROM = 2**22  # bytes: smaller tables take a second
 
 
@@ -65,7 +72,8 @@ def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dic
   try:
     with open(path, 'rb') as stored, _bar(path) as bar:
       file = gzip.GzipFile(fileobj=stored) if path.suffix == '.gz' else stored
-      reader = csv.reader(io.TextIOWrapper(file, 'utf-8-sig', newline=''), strict=True)
+      reader = csv.reader(_bounded(
+          io.TextIOWrapper(file, 'utf-8-sig', newline=''), stored, path), strict=True)
       names = [name.strip() for name in next(reader, [])]
       missing = [name for name in needs if name not in names]
       if missing:
@@ -90,12 +98,60 @@ def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dic
         f'{path} cannot be read ({error}); check its permissions, or download it again') from error
 
 
+def _bounded(
+    lines: TextIO, stored: BinaryIO, path: pathlib.Path) -> Iterator[str]:
+  """The lines of a table that may be gzipped, none of which takes much memory.
+
+  Raises:
+    base.CorpusError: a line is too long, or all together unpack to far more than any table does.
+  """
+  size = 0
+  while line := lines.readline(_LINE_LIMIT):
+    size += len(line)
+    if len(line) == _LINE_LIMIT:
+      raise base.CorpusError(f'{path} has a line of more than {_LINE_LIMIT >> 20} million '
+                             'characters: no table; download it again')
+    if size > _RATIO_FROM and size > _MAX_RATIO * stored.tell():
+      raise base.CorpusError(
+          f'{path} unpacks to more than {_MAX_RATIO} times its size: no table; download it again')
+    yield line
+
+
 def _bar(path: pathlib.Path) -> tqdm.tqdm:
   """Progress over the stored bytes, shown for large tables."""
   size = path.stat().st_size
   return tqdm.tqdm(
       total=size, unit='B', unit_scale=True, desc=path.name, disable=size < _SHOWN_FROM,
       mininterval=0.2 if os.isatty(2) else 10, dynamic_ncols=True)
+
+
+def classes(
+    path: pathlib.Path, columns: Iterable[str], *, others: Collection[str],
+) -> tuple[tuple[str, ...], list[str]]:
+  """Which of CheXpert's classes a table has, and notes that name what is odd about it.
+
+  A column that is no class is not taken: an index that pandas wrote would become a finding.
+
+  Args:
+    path: of the table.
+    columns: of the table.
+    others: columns that are known to be no classes.
+
+  Raises:
+    base.CorpusError: it has none.
+  """
+  columns = [name for name in columns if name and name not in others]
+  found = tuple(name for name in columns if name in CHEXPERT)
+  if not found:
+    raise base.CorpusError(
+        f'{path} has no column of a class; it has: {", ".join(columns) or "nothing"}. Classes are '
+        f'{", ".join(CHEXPERT)}: give the columns these names')
+  notes = []
+  if unknown := [name for name in columns if name not in CHEXPERT]:
+    notes.append(f'{path.name}: columns not taken, for they are no classes: {", ".join(unknown)}')
+  if absent := [name for name in CHEXPERT if name not in found]:
+    notes.append(f'{path.name} lacks classes, which count as not mentioned: {", ".join(absent)}')
+  return found, notes
 
 
 def marks(values: dict[str, str], *, classes: Sequence[str]) -> dict[str, float | None]:

@@ -1,0 +1,138 @@
+"""Runs of prepare: workers, restarts, interruptions, and directories that hold something."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from plan_jax.data import images
+from plan_jax.data import parts as parts_lib
+from plan_jax.data import prepare
+import small_pairs as pack
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_same_bytes_for_any_number_of_workers(tmp_path):
+  manifest = pack.pairs(tmp_path / 'in', 5 * parts_lib.PART_ITEMS + 3)
+  assert pack.run(manifest, tmp_path / 'one', workers=1) == 0
+  assert pack.run(manifest, tmp_path / 'two', workers=2) == 0
+  assert pack.contents(tmp_path / 'one') == pack.contents(tmp_path / 'two')
+
+
+def test_finished_records_are_left_alone(tmp_path, capsys):
+  manifest = pack.pairs(tmp_path / 'in', 10)
+  out = tmp_path / 'out'
+  assert pack.run(manifest, out) == 0
+  before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+  assert pack.run(manifest, out) == 0
+  assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+  assert pack.run(manifest, out, '--size', '20') == 2
+  assert 'other input or options' in capsys.readouterr().err
+
+
+def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
+  source = tmp_path / 'in'
+  rows, count_all = [], 20 * parts_lib.PART_ITEMS
+  for i in range(count_all):
+    pack.save(source / f'{i}.png', pack.picture(i, width=400, height=300))
+    rows.append({'image': f'{i}.png', 'text': f'Report {i}.'})
+  manifest = pack.manifest(source, *rows)
+  assert pack.run(manifest, tmp_path / 'whole', '--size', '64') == 0
+  out = tmp_path / 'killed'
+  command = [sys.executable, '-m', 'plan_jax.data.prepare', 'manifest', '--manifest',
+             str(manifest), '--out', str(out), '--vocab-size', '300', '--size', '64',
+             '--workers', '2']
+  process = subprocess.Popen(
+      command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 60
+  while not list(out.glob('.parts/*.part')):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.002)
+  workers = _children(process.pid)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (out / 'dataset.json').exists()
+  deadline = time.monotonic() + 20
+  while any(os.path.exists(f'/proc/{pid}') for pid in workers):
+    assert time.monotonic() < deadline, 'workers outlive a killed parent'
+    time.sleep(0.02)
+  finished = list(out.glob('.parts/*.part'))
+  assert 0 < len(finished) < count_all // parts_lib.PART_ITEMS
+  made = []
+
+  def count(item, **options):
+    made.append(item.id)
+    return make(item, **options)
+
+  make = images.make
+  monkeypatch.setattr(images, 'make', count)
+  assert pack.run(manifest, out, '--size', '64') == 0
+  assert len(made) == count_all - parts_lib.PART_ITEMS * len(finished)  # the rest is reused
+  assert pack.contents(out) == pack.contents(tmp_path / 'whole')
+
+
+def _children(parent: int) -> list[str]:
+  path = pathlib.Path(f'/proc/{parent}/task/{parent}/children')
+  return path.read_text().split() if path.exists() else []
+
+
+def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch):
+  def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+  manifest = pack.pairs(tmp_path / 'in', 4)
+  with monkeypatch.context() as patch:
+    patch.setattr(images, 'make', interrupt)
+    assert pack.run(manifest, tmp_path / 'out') == 130
+  error = capsys.readouterr().err
+  assert 'Interrupted. Run the same command again' in error and 'Traceback' not in error
+  assert pack.run(manifest, tmp_path / 'out') == 0
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+  def full(*_, **__):  # as ArrayRecord says it
+    raise RuntimeError('write() failed: No space left on device; writing x.tmp1')
+
+  monkeypatch.setattr(parts_lib, 'make', full)
+  assert prepare.main(['phantom', '--pairs', '2', '--workers', '1', '--out', str(tmp_path / 'o')]) == 2
+  message = capsys.readouterr().err
+  assert message.startswith('error: ') and 'no space left' in message and message.count('\n') == 1
+
+
+def test_out_must_be_a_directory_for_us(tmp_path, capsys):
+  manifest = pack.pairs(tmp_path / 'in', 3)
+  assert pack.run(manifest, tmp_path / 'in') == 2
+  assert 'is not empty' in capsys.readouterr().err
+  assert pack.run(manifest, manifest) == 2
+  assert 'is a file' in capsys.readouterr().err
+  assert pack.run(manifest, manifest / 'out') == 2
+  assert 'cannot write to --out' in capsys.readouterr().err
+  assert pack.run(manifest, '/proc/records') == 2
+  assert 'cannot write to --out /proc/records' in capsys.readouterr().err
+
+
+def test_workers_import_neither_jax_nor_tensorflow():
+  code = ('import sys, plan_jax.data.prepare\n'
+          'print({"jax", "tensorflow", "torch"} & set(sys.modules))')
+  done = subprocess.run(
+      [sys.executable, '-c', code], cwd=_ROOT, capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == 'set()'
+
+
+def test_phantoms_of_format_1_are_recognised(tmp_path, capsys):
+  command = ['phantom', '--pairs', '4', '--seed', '3', '--size', '64', '--vocab-size', '300', '--workers',
+             '1', '--out', str(tmp_path / 'out')]
+  assert prepare.main(command) == 0
+  card = json.loads((tmp_path / 'out/dataset.json').read_text())
+  # What the release that wrote format 1 put there; falls with phantom.VERSION 2.
+  card |= {'format_version': 1, 'fingerprint': 'b1ccd0c0d1aad0d23ca05b43705b17c3ff10cf0b55643985f03adc549411ddee'}
+  del card['options']['near_duplicates'], card['rows']['left_out'], card['near_duplicates']
+  (tmp_path / 'out/dataset.json').write_text(json.dumps(card))
+  assert prepare.main(command) == 0
+  assert 'holds exactly these records already' in capsys.readouterr().out
+  assert prepare.main(command[:2] + ['5'] + command[3:]) == 2
+  assert 'records of format 1, written by an earlier release' in capsys.readouterr().err
