@@ -20,11 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dropout = 0.0
   config.model.joint_dim = 64
   config.objective.teacher = 'self'
-  # Inside one pair words and cells can agree on a code that says nothing of the picture, and
-  # refinement can spoil where words look: docs/method.md.
-  config.objective.word_region_weight = 0.0
-  config.objective.pixel_word_weight = 0.0
-  config.objective.refine_weight = 0.1
   config.objective.block_mib = 2  # what fits the cache of a CPU core is fastest
   config.stages.discover.share = 0.1  # wide regions teach cells to speak for the whole image
   config.stages.refine.share = 0.2

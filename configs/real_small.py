@@ -21,9 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.pixel_stage = 2  # 20x20 cells
   config.model.joint_dim = 64
   config.objective.teacher = 'self'
-  config.objective.word_region_weight = 0.0  # these three as in the demo: docs/method.md
-  config.objective.pixel_word_weight = 0.0
-  config.objective.refine_weight = 0.1
   config.objective.block_mib = 2  # what fits the cache of a CPU core is fastest
   config.stages.discover.share = 0.1
   config.stages.refine.share = 0.2

@@ -204,12 +204,12 @@ class Objective:
   gate: Gate = Gate.SOFT
   gate_width: float = 0.05  # kappa of (5)
   local_temperature: float = 0.1  # tau_l of (7), (8), (14)
-  word_region_weight: float = 1.0  # of (7)
-  pixel_word_weight: float = 1.0  # of (8), times the stage's
+  word_region_weight: float = 0.0  # of (7)
+  pixel_word_weight: float = 0.0  # of (8), times the stage's
   negatives: Negatives = Negatives.GLOBAL
   cross_pair_weight: float = 1.0  # lambda_b of (9)
   cross_pair_words: int = 0  # words a report that (11) draws for (9) in each step; 0: all
-  refine_weight: float = 1.0  # lambda_p of (14), times the stage's
+  refine_weight: float = 0.1  # lambda_p of (14), times the stage's
   teacher: Teacher = Teacher.EMA
   ema_decay: float = 0.996  # mu of (13)
   target_blur: float = 0.5  # Gaussian sigma on the grid, cells (13)

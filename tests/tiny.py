@@ -24,6 +24,8 @@ def config(**changes) -> config_lib.Config:
   values = {
       'data': {'image_size': 64, 'max_pieces': 12, 'max_words': 8},
       'model': {'image': 'resnet_tiny', 'text': 'bert_tiny', 'joint_dim': 16},
+      # All terms, also those that the defaults leave out.
+      'objective': {'word_region_weight': 1.0, 'pixel_word_weight': 1.0, 'refine_weight': 1.0},
       'optim': {'lr': 1e-3, 'warmup': 0.1},
       'train': {'steps': 10, 'batch_size': 8},
   }
