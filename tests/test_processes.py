@@ -181,7 +181,8 @@ def start(workdir, records, *, count, devices=1, log='', options=()):
            '--config.model.joint_dim=16', '--config.objective.name=convirt',
            # So small that what rounding does to one step does not grow over the next ones.
            '--config.optim.lr=1e-5', f'--config.train.steps={STEPS}', '--config.train.batch_size=8',
-           '--config.train.log_every=1', '--config.train.checkpoint_every=2', *options,
+           '--config.train.log_every=1', '--config.train.checkpoint_every=2',
+           '--config.evaluation.prompts=', *options,
            *(place if count > 1 else ())],
           cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT))
   return running
