@@ -5,7 +5,7 @@
 #   process      which one this is, from 0
 #   on_host      how many of them run on this host
 #   slot         which of those this is, from 0
-# Flags win over Slurm, Slurm over MPI, MPI over Kubernetes, Kubernetes over TPU VMs.
+# --num-processes and --process-id win over Slurm, Slurm over MPI, MPI over Kubernetes, Kubernetes over TPU VMs.
 
 DEFAULT_PORT=8476
 
@@ -32,16 +32,15 @@ tpu_attribute() {
 find_place() {
   local hosts
   on_host=1 slot=0
-  if [ -n "$coordinator$processes$process" ]; then
+  if [ -n "$processes$process" ]; then
     found="processes by --coordinator, --num-processes and --process-id"
-    on_host="${PLAN_JAX_LOCAL_COUNT:-1}" slot="${PLAN_JAX_LOCAL_ID:-0}"
   elif [ -n "${SLURM_STEP_ID:-}" ] && [ -n "${SLURM_PROCID:-}" ]; then
     found="Slurm job $SLURM_JOB_ID, step $SLURM_STEP_ID"
     processes="${SLURM_STEP_NUM_TASKS:-$SLURM_NTASKS}" process="$SLURM_PROCID"
     on_host="${SLURM_STEP_TASKS_PER_NODE:-1}" slot="${SLURM_LOCALID:-0}"
     on_host="${on_host%%[^0-9]*}"
     # Of its own for each step, even, and below the ports that systems give to outgoing calls.
-    coordinator="$(first_of "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}"):$((
+    [ -n "$coordinator" ] || coordinator="$(first_of "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}"):$((
       20000 + 2 * ((SLURM_JOB_ID * 8 + SLURM_STEP_ID) % 6000)))"
   elif [ -n "${OMPI_COMM_WORLD_SIZE:-}" ]; then
     found="Open MPI"
@@ -54,7 +53,7 @@ find_place() {
   elif [ -n "${JOB_COMPLETION_INDEX:-}" ] && [ -n "${PLAN_JAX_COORDINATOR:-}" ]; then
     found="Kubernetes, indexed job"
     processes="${PLAN_JAX_NUM_PROCESSES:?error: set it beside PLAN_JAX_COORDINATOR}"
-    process="$JOB_COMPLETION_INDEX" coordinator="$PLAN_JAX_COORDINATOR"
+    process="$JOB_COMPLETION_INDEX" coordinator="${coordinator:-$PLAN_JAX_COORDINATOR}"
   elif [ "$(find_platform)" = tpu ]; then
     hosts="${TPU_WORKER_HOSTNAMES:-}" process="${TPU_WORKER_ID:-}"
     if [ -z "$hosts" ]; then  # name:uid:address of each worker
@@ -62,7 +61,11 @@ find_place() {
       process=$(tpu_attribute agent-worker-number)
     fi
     processes=$(tr , '\n' <<<"$hosts" | grep -c . || true)
-    found="TPU VM, $processes worker(s)" coordinator="${hosts%%,*}:$DEFAULT_PORT"
+    found="TPU VM, $processes worker(s)" coordinator="${coordinator:-${hosts%%,*}:$DEFAULT_PORT}"
+  elif [ -n "$coordinator" ]; then
+    echo "error: --coordinator=$coordinator: on hosts without a scheduler --num-processes and" \
+      "--process-id are needed as well" >&2
+    return 2
   else
     found="one host"
   fi

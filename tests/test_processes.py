@@ -19,7 +19,7 @@ from plan_jax.data import prepare
 from tests import small_pairs
 
 ROOT = Path(__file__).parents[1]
-STEPS = 24
+STEPS = 16
 
 
 def free_port() -> int:
@@ -168,7 +168,11 @@ def records(tmp_path_factory):
 def start(workdir, records, *, count, devices=1, log='', options=()):
   """The processes of one run; process i writes to <workdir>.<log>i.log."""
   environment = {**os.environ, 'PYTHONPATH': str(ROOT),
-                 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+                 'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
+                 # Compiling takes most of the time; the code need not be fast.
+                 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+                              '--xla_backend_optimization_level=0 '
+                              '--xla_llvm_disable_expensive_passes=true'}
   port = free_port()
   running = []
   for i in range(count):
