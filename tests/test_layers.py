@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [  # a module imports only from its own level and those above it in this list
     {'errors', 'shapes', 'rules', 'config', 'roll_call'},
     {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts',
-     'flops', 'processes', 'command_line'},
+     'flops', 'processes', 'command_line', 'hlo'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
      'page', 'probes', 'tasks'},
-    {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw',
+    {'train', 'compile_check', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw',
      'data.inspect'},
 ]
 OWNERS = {  # each heavy dependency has one owner
