@@ -104,6 +104,8 @@ def joined(where: roll_call.Place | None, *, timeout_s: int) -> Iterator[Team]:
         f'(up to {timeout_s} s)', flush=True)
   line = roll_call.call(where, timeout_s=timeout_s)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  # Gloo matches collectives by their order, which must be that of the program in all processes.
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
   jax.distributed.initialize(
       f'{where.host}:{where.port}', num_processes=where.count, process_id=where.index,
       initialization_timeout=timeout_s, shutdown_timeout_seconds=_PART_S)
