@@ -94,6 +94,11 @@ def train(
   if config.train.batch_size % mesh.size:
     raise TrainingError(f'config.train.batch_size = {config.train.batch_size}: must be a multiple '
                         f'of the {mesh.size} devices')
+  if (team.count > 1 and jax.default_backend() == 'cpu'
+      and config.train.sharding is config_lib.Sharding.FSDP):
+    raise TrainingError(  # gloo aborts: XLA does not keep the gathers of all processes in one order
+        'config.train.sharding = fsdp: several processes on CPUs cannot split parameters; use '
+        'replicated, or one process with several devices')
 
   model = step_lib.build_model(config, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)

@@ -165,7 +165,7 @@ def records(tmp_path_factory):
   return folder / 'records'
 
 
-def start(workdir, records, *, count, log='', options=()):
+def start(workdir, records, *, count, log=''):
   """The processes of one run, a device each; process i writes to <workdir>.<log>i.log."""
   environment = {
       **os.environ, 'PYTHONPATH': str(ROOT),
@@ -184,7 +184,7 @@ def start(workdir, records, *, count, log='', options=()):
            # So small that what rounding does to one step does not grow over the next ones.
            '--config.optim.lr=1e-5', f'--config.train.steps={STEPS}', '--config.train.batch_size=8',
            '--config.train.log_every=1', '--config.train.checkpoint_every=2',
-           '--config.evaluation.prompts=', *place, *options],
+           '--config.evaluation.prompts=', *place],
           cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT))
   return running
 
@@ -215,8 +215,7 @@ def test_two_processes_one_killed_then_four_give_the_losses_of_one(tmp_path, rec
   assert not (many / 'checkpoints' / str(STEPS)).exists()
   before = {step: row for step, row in figures(many).items() if step <= 4}
 
-  # Split over four instead of copied: neither number nor sharding binds a run.
-  four = start(many, records, count=4, options=['--config.train.sharding=fsdp'])
+  four = start(many, records, count=4)
   assert [each.wait(400) for each in four] == [0] * 4, said(many, 0)[-3000:]
   assert 'continuing from step' in said(many, 0)
   assert 'continuing' not in said(many, 1)  # one speaks
