@@ -35,6 +35,12 @@ make_env() {
   platform=$(find_platform)
   # Installed again when what it was made from has changed.
   want="$platform $extra $(cat requirements.txt setup.cfg | cksum)"
+  # One process at a time makes it; the others find it made.
+  mkdir -p "$venv"
+  if command -v flock >/dev/null; then
+    exec 9>"$venv/.lock"
+    flock 9
+  fi
   if [ "$(cat "$venv/.made-for${extra:+-$extra}" 2>/dev/null)" != "$want" ]; then
     python=$(find_python) || return 1
     echo "making the environment in $venv for $platform (a few minutes, once)"
@@ -47,6 +53,7 @@ make_env() {
     fi
     echo "$want" > "$venv/.made-for${extra:+-$extra}"
   fi
+  exec 9>&-
   # Compiled programs are kept: starting again, or continuing, takes a fraction of the time.
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$venv/xla-cache}"
   # shellcheck disable=SC1091

@@ -45,7 +45,7 @@ def require_writable(directory: str | os.PathLike[str], *, option: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / '.writable'
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another process of the run looks as well
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise

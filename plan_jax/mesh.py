@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from plan_jax import config
 
@@ -20,9 +21,13 @@ _STACKED = re.compile(r'(^|/)blocks/')
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """A data-parallel mesh over `devices` (default: all devices of all processes)."""
+  """A data-parallel mesh over `devices` (default: all devices of all processes).
+
+  In the order of their processes, whose batches in that order are the global batch.
+  """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+  ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
 
 
 def split(mesh: Mesh) -> NamedSharding:
@@ -33,6 +38,15 @@ def split(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Sharding of metrics and of replicated parameters: a full copy on each device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def local_copy(tree: Any, *, mesh: Mesh) -> Any:
+  """Whole arrays on one device of this process, gathered where they are split.
+
+  All processes must call it.
+  """
+  whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+  return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
 def of_state(state: Any, *, mesh: Mesh, how: config.Sharding) -> Any:

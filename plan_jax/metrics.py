@@ -22,6 +22,16 @@ def read(path: str | Path) -> list[dict]:
   return rows
 
 
+class Silent:
+  """A writer for the processes that leave writing to the first."""
+
+  def write(self, step: int, values: Mapping[str, float | str]) -> None:
+    """Does nothing."""
+
+  def close(self) -> None:
+    """Does nothing."""
+
+
 class Writer:
   """Appends rows to `<workdir>/metrics.jsonl` and to TensorBoard.
 

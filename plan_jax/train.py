@@ -23,9 +23,9 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
-from ml_collections import config_flags
 
 from plan_jax import checkpoint
+from plan_jax import command_line
 from plan_jax import config as config_lib
 from plan_jax import errors
 from plan_jax import evaluation
@@ -34,6 +34,7 @@ from plan_jax import inference
 from plan_jax import mesh as mesh_lib
 from plan_jax import metrics
 from plan_jax import optim
+from plan_jax import processes
 from plan_jax import prompts as prompts_lib
 from plan_jax import report
 from plan_jax import shapes
@@ -43,14 +44,18 @@ from plan_jax.data import pipeline
 from plan_jax.data import records as records_lib
 from plan_jax.data import tokenize
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, such as configs/demo.py; any setting can be changed with '
-    '--config.group.key=value.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of the run: checkpoints, metrics, pictures. A run found there is '
     'continued.')
 _PROFILE = flags.DEFINE_boolean(
     'profile', False, 'Record a profile of five steps, for TensorBoard or xprof.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0, for a run of several processes; they use this '
+    'port and the next.')
+_NUM_PROCESSES = flags.DEFINE_integer('num-processes', None, 'How many processes the run has.')
+_PROCESS_ID = flags.DEFINE_integer('process-id', None, 'Which of them this is, from 0.')
+_START_TIMEOUT = flags.DEFINE_integer(
+    'start-timeout', 1800, 'Seconds that processes wait for each other at the start.')
 MAX_SKIPPED_IN_A_ROW = 20
 _PROFILED = range(10, 15)  # steps after the start, when all is compiled and caches are warm
 
@@ -59,10 +64,14 @@ class TrainingError(errors.UserError):
   """A run that cannot go on."""
 
 
-def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) -> None:
+def train(
+    config: config_lib.Config, workdir: Path, *, team: processes.Team = processes.Team(),
+    profile: bool = False,
+) -> None:
   """Runs, or continues, the training that `config` describes, in `workdir`.
 
-  With `profile` a trace of a few steps is written as well.
+  All processes of `team` call it, with the same arguments; records may be copies, the workdir
+  must be one. With `profile` a trace of a few steps is written as well.
 
   Raises:
     UserError: records, checkpoint or workdir cannot be used; the message says why.
@@ -73,6 +82,7 @@ def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) ->
     raise TrainingError('config.data.records is empty; give the directory that '
                         'plan_jax.data.prepare wrote: --config.data.records=DIR')
   card = records_lib.read_card(config.data.records)
+  _require_one_run(team, config=config, workdir=workdir, content_hash=card['content_hash'])
   vocabulary = tokenize.read_vocabulary(records_lib.vocabulary_path(config.data.records))
   tokenizer = tokenize.Tokenizer(
       vocabulary, max_pieces=config.data.max_pieces, max_words=config.data.max_words)
@@ -84,6 +94,11 @@ def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) ->
   if config.train.batch_size % mesh.size:
     raise TrainingError(f'config.train.batch_size = {config.train.batch_size}: must be a multiple '
                         f'of the {mesh.size} devices')
+  if (team.count > 1 and jax.default_backend() == 'cpu'
+      and config.train.sharding is config_lib.Sharding.FSDP):
+    raise TrainingError(  # gloo aborts: XLA does not keep the gathers of all processes in one order
+        'config.train.sharding = fsdp: several processes on CPUs cannot split parameters; use '
+        'replicated, or one process with several devices')
 
   model = step_lib.build_model(config, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
@@ -95,20 +110,22 @@ def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) ->
       workdir / 'checkpoints', stage_ends=list(schedule.ends.values()),
       keep_newest=config.train.keep_newest)
 
-  run = _Run(config=config, workdir=workdir, schedule=schedule, checkpoints=checkpoints,
-             vocabulary=vocabulary, content_hash=card['content_hash'],
+  run = _Run(config=config, workdir=workdir, team=team, mesh=mesh, schedule=schedule,
+             checkpoints=checkpoints, vocabulary=vocabulary, content_hash=card['content_hash'],
              peak_share_of_step=_peak_share_of_step(model, optimizer, config=config, mesh=mesh),
              profile=profile)
   if checkpoints.latest_step() is None:
-    print(f'new run: {len(records)} training pairs, {mesh.size} {jax.default_backend()} device(s)',
-          flush=True)
+    hosts = f' of {team.count} processes' if team.count > 1 else ''
+    print(f'new run: {len(records)} training pairs, {mesh.size} {jax.default_backend()} '
+          f'device(s){hosts}', flush=True)
     state = init()
   else:
     print(f'continuing from step {checkpoints.latest_step()} of {config.train.steps}', flush=True)
     state = checkpoints.restore(
         jax.eval_shape(init), config=config, vocabulary=vocabulary,
         content_hash=card['content_hash'], shardings=placed)
-  (workdir / 'config.json').write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n')
+  if team.is_first:
+    (workdir / 'config.json').write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n')
   how = step_lib.contrast_plan(config, mesh)
   if how:
     print(f'word-pixel contrast: {how}', flush=True)
@@ -122,10 +139,32 @@ def train(config: config_lib.Config, workdir: Path, *, profile: bool = False) ->
   batches = pipeline.batches(
       records, tokenizer=tokenizer, settings=config.data, batch_size=config.train.batch_size,
       seed=config.train.seed, start_step=int(state.step),
-      host=jax.process_index(), hosts=jax.process_count())
+      host=team.index, hosts=team.count)
   with contextlib.closing(pipeline.to_device(batches, mesh_lib.split(mesh))) as device_batches:
     state = run.loop(state, train_step, device_batches)
   run.finish(state)
+
+
+def _require_one_run(
+    team: processes.Team, *, config: config_lib.Config, workdir: Path, content_hash: str) -> None:
+  """Fails unless all processes train the same, and into the same directory.
+
+  Raises:
+    ProcessError: it names the processes that differ.
+  """
+  shared = dataclasses.replace(config, data=dataclasses.replace(config.data, records='', threads=1))
+  team.require_same(json.dumps(config_lib.to_dict(shared)), what='the config',
+                    fix='give all the same code and options')
+  team.require_same(content_hash, what=f'config.data.records={config.data.records}: the content',
+                    fix='copy the same records to all hosts, or share them')
+  if team.count == 1:
+    return
+  mark = workdir / '.processes'
+  if team.is_first:
+    mark.write_text(str(time.time_ns()))
+  team.gather(None)  # now it is there
+  team.require_same(mark.read_text() if mark.exists() else '', what=f'--workdir={workdir}: the directory',
+                    fix='give a directory that all hosts share, such as one on NFS')
 
 
 def _peak_share_of_step(model, optimizer, *, config, mesh) -> float:
@@ -144,6 +183,8 @@ class _Run:
 
   config: config_lib.Config
   workdir: Path
+  team: processes.Team
+  mesh: jax.sharding.Mesh
   schedule: stages.Schedule
   checkpoints: checkpoint.Checkpoints
   vocabulary: list[str]
@@ -157,7 +198,8 @@ class _Run:
   ) -> step_lib.TrainState:
     """Steps to the end, logging, validating and saving on the way."""
     settings, start = self.config.train, int(state.step)
-    writer = metrics.Writer(self.workdir, start_step=start)
+    writer = (metrics.Writer(self.workdir, start_step=start) if self.team.is_first
+              else metrics.Silent())
     progress = metrics.Progress(
         total_steps=settings.steps, start_step=start, batch_size=settings.batch_size,
         peak_share_of_step=self.peak_share_of_step)
@@ -175,20 +217,23 @@ class _Run:
         progress.note(f'profile of steps {start + _PROFILED.start} to {step} in '
                       f'{self.workdir / "profile"}: tensorboard --logdir, with xprof')
       log.flush()  # of the step before: the device is busy with this one
-      if step % settings.log_every == 0 or step == settings.steps:
+      logged = step % settings.log_every == 0 or step == settings.steps
+      if logged:
         log.pending = step, values
       validate = step % settings.eval_every == 0 or step in ends
       save = step % settings.checkpoint_every == 0 or step in ends
-      if validate or save or stop.asked or step == settings.steps:
+      # Several processes ask each other only now and then.
+      stopping = (logged or self.team.count == 1) and self.team.any(stop.asked)
+      if validate or save or stopping or step == settings.steps:
         log.flush()
-      if validate or save or stop.asked:
+      if validate or save or stopping:
         began = time.monotonic()
         found = self.validate(state) if validate else {}
         if found:
           writer.write(step, found)
           progress.note(f'validation at step {step}: ' + ', '.join(
               f'{name.removeprefix("val_")} {value:.3f}' for name, value in found.items()))
-        stopping = stop.asked  # may have come during the validation
+        stopping = self.team.any(stop.asked)  # may have come during the validation
         if save or stopping:
           self.checkpoints.save(state, about=self.about(step, found))
         progress.pause(time.monotonic() - began)
@@ -209,19 +254,28 @@ class _Run:
         metrics=found)
 
   def model(self, state: step_lib.TrainState) -> inference.Model:
-    """The present weights, ready for evaluation."""
+    """The present weights, ready for evaluation; all processes must call it."""
     return inference.Model(
-        self.config, self.vocabulary,
-        {'params': state.params, 'batch_stats': state.batch_stats})
+        self.config, self.vocabulary, mesh_lib.local_copy(
+            {'params': state.params, 'batch_stats': state.batch_stats}, mesh=self.mesh))
 
   def validate(self, state: step_lib.TrainState) -> dict[str, float]:
-    """Retrieval and grounding on `train.eval_pairs` validation pairs, the same every time."""
-    return evaluation.validate(
-        self.model(state), self.config.data.records, max_pairs=self.config.train.eval_pairs)
+    """Retrieval and grounding on `train.eval_pairs` validation pairs, the same every time.
+
+    The first process validates, so that all save the same figures.
+    """
+    model = self.model(state)
+    found = evaluation.validate(
+        model, self.config.data.records, max_pairs=self.config.train.eval_pairs,
+    ) if self.team.is_first else None
+    return self.team.gather(found)[0]
 
   def finish(self, state: step_lib.TrainState) -> None:
     """Figures, curves, pictures, and where they are."""
     settings = self.config.evaluation
+    model = self.model(state)
+    if not self.team.is_first:
+      return
     out = self.workdir / 'eval'
     report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
     saved = self.checkpoints.directory / str(int(state.step))
@@ -232,7 +286,7 @@ class _Run:
     print(f'evaluating on the {settings.split} split (up to {settings.max_pairs} pairs)', flush=True)
     card = records_lib.read_card(self.config.data.records)
     results = evaluation.evaluate(
-        self.model(state), self.config.data.records, split=settings.split,
+        model, self.config.data.records, split=settings.split,
         max_pairs=settings.max_pairs, prompts=settings.prompts or None,
         pictures=settings.pictures, out=out, checkpoint=saved,
         include_text=card['kind'] == 'phantom')  # the text of no patient
@@ -302,44 +356,20 @@ class _StopSignal:
 
 def main(argv: list[str]) -> None:
   """Command line."""
-  if len(argv) > 1:
-    raise TrainingError(f'unknown arguments: {" ".join(argv[1:])}; options are written --name=value')
-  for name, value in (('config', _CONFIG.value), ('workdir', _WORKDIR.value)):
-    if value is None:
-      raise TrainingError(f'--{name} is missing; see --help')
+  del argv
+  command_line.require(config=command_line.CONFIG.value, workdir=_WORKDIR.value)
+  where = processes.place(coordinator=_COORDINATOR.value, count=_NUM_PROCESSES.value,
+                          index=_PROCESS_ID.value)
   logging.set_verbosity(logging.ERROR)  # orbax tells of every file, and warns of what is meant
-  train(config_lib.resolve(_CONFIG.value), Path(_WORKDIR.value).absolute(),
-        profile=_PROFILE.value)
-
-
-def parse(argv: list[str]) -> list[str]:
-  """Reads the flags; errors of config files and keys in words that name them.
-
-  Raises:
-    UserError: no such config file, no such setting, or a value of another type.
-  """
-  for argument in argv:
-    if argument.startswith('--config='):
-      path = Path(argument.partition('=')[2])
-      if not path.is_file():
-        raise TrainingError(f'--config={path}: no such file; see configs/')
-    elif argument.startswith('--config.'):
-      config_lib.require_key(argument.removeprefix('--config.').partition('=')[0])
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    raise TrainingError(f'{error}; see --help') from error
-  except (SyntaxError, AttributeError, ImportError, KeyError, NameError) as error:
-    path = next((a.partition('=')[2] for a in argv if a.startswith('--config=')), '')
-    raise TrainingError(
-        f'--config={path}: cannot be used ({type(error).__name__}: {error}); a config is a Python '
-        'file with get_config(), such as those in configs/') from error
+  with processes.joined(where, timeout_s=_START_TIMEOUT.value) as team, team.one_voice():
+    train(config_lib.resolve(command_line.CONFIG.value), Path(_WORKDIR.value).absolute(),
+          team=team, profile=_PROFILE.value)
 
 
 def cli() -> None:
   """Runs `main`; an error that the user can mend is one line, not a traceback."""
   sys.exit(errors.exit_status(
-      lambda: app.run(main, flags_parser=parse),
+      lambda: app.run(main, flags_parser=command_line.parse),
       again='the same command continues from the last checkpoint'))
 
 

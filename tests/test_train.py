@@ -16,6 +16,7 @@ import pytest
 
 import plan_jax
 from plan_jax import checkpoint
+from plan_jax import command_line
 from plan_jax import config as config_lib
 from plan_jax import metrics
 from plan_jax import train
@@ -205,9 +206,9 @@ def test_refusals_name_the_thing_and_the_fix(straight, records, tmp_path):
 def test_a_broken_config_file_is_named(source, part, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(source)
-  before = train.flags.FLAGS
-  with pytest.raises(train.TrainingError, match='mine.py.*cannot be used') as error:
-    train.parse(['train', f'--config={path}', f'--workdir={tmp_path}'])
+  before = command_line.flags.FLAGS
+  with pytest.raises(command_line.CommandLineError, match='mine.py.*cannot be used') as error:
+    command_line.parse(['train', f'--config={path}', f'--workdir={tmp_path}'])
   assert part in str(error.value)
   before.unparse_flags()
 

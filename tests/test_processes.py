@@ -1,0 +1,250 @@
+"""Several processes: the roll call, and training on 1, 2 (one of them killed) and 4."""
+
+import json
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from plan_jax import metrics
+from plan_jax import processes
+from plan_jax import roll_call
+from plan_jax.data import prepare
+from tests import small_pairs
+
+ROOT = Path(__file__).parents[1]
+STEPS = 16
+
+
+def free_port() -> int:
+  """A port that is free, and the next one as well."""
+  while True:
+    with socket.socket() as first, socket.socket() as second:
+      first.bind(('', 0))
+      port = first.getsockname()[1]
+      try:
+        second.bind(('', port + 1))
+        return port
+      except (OSError, OverflowError):
+        pass
+
+
+def team(port, *, come, count, timeout_s=10.0, on_loss=None):
+  """What each caller in `come` (its number, how many it believes in) gets: a line or an error."""
+  found = {}
+
+  def one(key, index, believed):
+    place = roll_call.Place(host='127.0.0.1', port=port, count=believed, index=index)
+    try:
+      found[key] = roll_call.call(
+          place, timeout_s=timeout_s, on_loss=lambda name: on_loss(index, name))
+    except roll_call.RollCallError as error:
+      found[key] = str(error)
+
+  threads = [threading.Thread(target=one, args=(key, index, believed or count))
+             for key, (index, believed) in enumerate(come)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+  return [found[key] for key in range(len(come))]
+
+
+def test_who_has_not_come_is_named_to_those_who_have():
+  found = team(free_port(), come=[(0, None), (2, None)], count=5, timeout_s=1.5)
+  for message in found:
+    assert 'processes 1, 3, 4 of 5 have not come to 127.0.0.1:' in message
+    assert 'within 1.5 s' in message
+
+
+def test_a_missing_process_0_is_named():
+  message, = team(free_port(), come=[(1, None)], count=2, timeout_s=0.6)
+  assert 'process 0 of 2 does not answer at 127.0.0.1:' in message
+
+
+@pytest.mark.parametrize('come, said', [
+    ([(0, None), (1, 3)], 'as one of 3 processes, process 0 as one of 2'),
+    ([(0, 3), (1, 3), (1, 3)], 'was started twice'),
+])
+def test_processes_that_contradict_each_other_are_named(come, said):
+  assert all(said in message for message in team(free_port(), come=come, count=2))
+
+
+def test_what_is_no_process_of_ours_is_left_standing():
+  port = free_port()
+
+  def knock():
+    time.sleep(0.3)
+    with socket.create_connection(('127.0.0.1', port + 1)) as stranger:
+      stranger.sendall(b'GET / HTTP/1.0\r\n\r\n')
+      time.sleep(0.2)
+
+  stranger = threading.Thread(target=knock)
+  late = threading.Timer(1.0, lambda: found.extend(team(port, come=[(1, None)], count=2)))
+  found = []
+  stranger.start()
+  late.start()
+  line, = team(port, come=[(0, None)], count=2)
+  late.join()
+  stranger.join()
+  assert isinstance(line, roll_call.Line)
+  for each in (line, *found):
+    each.drop()
+
+
+def test_values_go_round_and_a_loss_is_told_to_all():
+  losses, told = [], threading.Event()
+
+  def on_loss(index, name):
+    losses.append((index, name))
+    if len(losses) == 2:
+      told.set()
+
+  lines = team(free_port(), come=[(0, None), (1, None), (2, None)], count=3, on_loss=on_loss)
+  values = {}
+  threads = [threading.Thread(target=lambda i=i: values.update({i: lines[i].gather({'n': i})}))
+             for i in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(10)
+  assert values == {i: [{'n': 0}, {'n': 1}, {'n': 2}] for i in range(3)}
+
+  lines[1].drop()
+  assert told.wait(10)
+  assert {index for index, _ in losses} == {0, 2}
+  assert all(name.startswith('process 1 (host ') for _, name in losses)
+
+
+def test_all_close_together_without_a_loss():
+  losses = []
+  lines = team(free_port(), come=[(0, None), (1, None)], count=2,
+               on_loss=lambda *loss: losses.append(loss))
+  closing = [threading.Thread(target=line.close) for line in lines]
+  closing[1].start()
+  closing[1].join(0.3)
+  assert closing[1].is_alive()  # it waits for process 0
+  closing[0].start()
+  for thread in closing:
+    thread.join(10)
+    assert not thread.is_alive()
+  assert not losses
+
+
+@pytest.mark.parametrize('given, said', [
+    (dict(coordinator='a:1', count=2, index=None), '--process-id: missing'),
+    (dict(coordinator='a', count=2, index=0), 'HOST:PORT'),
+    (dict(coordinator='a:65535', count=2, index=0), '65534'),
+    (dict(coordinator='a:1', count=2, index=2), '--process-id=2 with --num-processes=2'),
+])
+def test_a_place_that_cannot_be_is_refused(given, said):
+  with pytest.raises(processes.ProcessError, match=said):
+    processes.place(**given)
+
+
+def test_a_process_alone_needs_no_place():
+  assert processes.place(coordinator=None, count=None, index=None) is None
+  assert processes.place(coordinator='a:1', count=1, index=0) is None
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+  """Pairs for training only: no validation, so nothing but the step is compiled."""
+  folder = tmp_path_factory.mktemp('pairs')
+  small_pairs.pairs(folder, 24)
+  rows = [json.loads(line) for line in (folder / 'rows.jsonl').read_text().splitlines()]
+  manifest = small_pairs.manifest(folder, *({**row, 'split': 'train'} for row in rows))
+  assert prepare.main(['manifest', '--manifest', str(manifest), '--out', str(folder / 'records'),
+                       '--workers', '1']) == 0
+  return folder / 'records'
+
+
+def start(workdir, records, *, count, log=''):
+  """The processes of one run, a device each; process i writes to <workdir>.<log>i.log."""
+  environment = {
+      **os.environ, 'PYTHONPATH': str(ROOT),
+      # Compiling takes most of the time; the code need not be fast.
+      'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'}
+  port = free_port()
+  running = []
+  for i in range(count):
+    place = [f'--coordinator=127.0.0.1:{port}', f'--num-processes={count}', f'--process-id={i}']
+    with open(f'{workdir}.{log}{i}.log', 'w') as out:
+      running.append(subprocess.Popen(
+          [sys.executable, '-m', 'plan_jax.train', '--config=configs/demo.py',
+           f'--workdir={workdir}', f'--config.data.records={records}', '--start-timeout=120',
+           '--config.data.image_size=32', '--config.data.max_pieces=16', '--config.data.max_words=8',
+           '--config.model.joint_dim=16', '--config.objective.name=convirt',
+           # So small that what rounding does to one step does not grow over the next ones.
+           '--config.optim.lr=1e-5', f'--config.train.steps={STEPS}', '--config.train.batch_size=8',
+           '--config.train.log_every=1', '--config.train.checkpoint_every=2',
+           '--config.evaluation.prompts=', *place],
+          cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT))
+  return running
+
+
+def said(workdir, name):
+  return Path(f'{workdir}.{name}.log').read_text()
+
+
+def figures(workdir):
+  return {row['step']: [row['loss'], row['grad_norm']]
+          for row in metrics.read(workdir / 'metrics.jsonl') if 'loss' in row}
+
+
+def test_two_processes_one_killed_then_four_give_the_losses_of_one(tmp_path, records):
+  one, many = tmp_path / 'one', tmp_path / 'many'
+  alone, = start(one, records, count=1)
+  assert alone.wait(300) == 0, said(one, 0)[-3000:]
+
+  first, second = start(many, records, count=2, log='killed')
+  while first.poll() is None and 4 not in figures(many):
+    time.sleep(0.01)
+  second.kill()
+  second.wait()
+  assert first.wait(60) == 1, said(many, 'killed0')[-3000:]
+  message = said(many, 'killed0')
+  assert 'error: process 1 (host ' in message and 'has ended before the run was over' in message
+  assert 'the same command continues from the last checkpoint' in message.lower()
+  assert not (many / 'checkpoints' / str(STEPS)).exists()
+  before = {step: row for step, row in figures(many).items() if step <= 4}
+
+  four = start(many, records, count=4)
+  assert [each.wait(400) for each in four] == [0] * 4, said(many, 0)[-3000:]
+  assert 'continuing from step' in said(many, 0)
+  assert 'continuing' not in said(many, 1)  # one speaks
+
+  expected = figures(one)
+  assert list(expected) == list(range(1, STEPS + 1))
+  for found in (before, figures(many)):
+    np.testing.assert_allclose(
+        list(found.values()), [expected[step] for step in found], rtol=2e-3)
+  assert list(figures(many)) == list(expected)
+
+
+def test_processes_that_do_not_train_the_same_are_refused():
+  found = {}
+
+  def one(index, line):
+    try:
+      processes.Team(index=index, count=2, line=line).require_same(
+          f'config {index}', what='the config', fix='give all the same')
+    except processes.ProcessError as error:
+      found[index] = str(error)
+
+  lines = team(free_port(), come=[(0, None), (1, None)], count=2)
+  threads = [threading.Thread(target=one, args=pair) for pair in enumerate(lines)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(10)
+  assert set(found.values()) == {
+      'the config of process 1 is not that of process 0; give all the same'} and len(found) == 2
+  for line in lines:
+    line.drop()
