@@ -12,9 +12,9 @@ LEVELS = [  # a module imports only from its own level and those above it in thi
     {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts',
      'flops'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
-     'page', 'probes', 'tasks'},
+     'page', 'probes', 'tasks', 'convert'},
     {'train', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw',
-     'data.inspect'},
+     'data.inspect', 'convert.__main__'},
 ]
 OWNERS = {  # each heavy dependency has one owner
     'grain': {'plan_jax.data.pipeline'},
@@ -32,8 +32,10 @@ OWNERS = {  # each heavy dependency has one owner
     'pycocotools': {'plan_jax.evals.detection'},
     'imagecodecs': {'plan_jax.data.dicom_codecs'},
     'pydicom': {'plan_jax.data.dicom'},
+    'safetensors': {'plan_jax.convert.files', 'plan_jax.convert.plan_torch'},
     'selenium': set(),
-    'torch': set(),
+    # `plan_torch` is copied into exports and imported by nothing here.
+    'torch': {'plan_jax.convert.files', 'plan_jax.convert.plan_torch'},
     'tensorflow': set(),
     'pickle': set(),
 }
