@@ -34,8 +34,8 @@ OWNERS = {  # each heavy dependency has one owner
     'pydicom': {'plan_jax.data.dicom'},
     'safetensors': {'plan_jax.convert.files', 'plan_jax.convert.plan_torch'},
     'selenium': set(),
-    # `plan_torch` is copied into exports and imported by nothing here.
-    'torch': {'plan_jax.convert.files', 'plan_jax.convert.plan_torch'},
+    'torch': {  # the last two are copied into exports and imported by nothing here
+        'plan_jax.convert.files', 'plan_jax.convert.plan_torch', 'plan_jax.convert.plan_inputs'},
     'tensorflow': set(),
     'pickle': set(),
 }

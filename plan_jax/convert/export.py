@@ -32,7 +32,8 @@ from plan_jax.objectives import mgca
 FORMAT = 1
 _HEADS = ('image_global', 'image_local', 'text_global', 'text_local')
 _JOINT = ('relation', 'log_temperature', 'prototype')
-_TORCH_FILE = pathlib.Path(__file__).with_name('plan_torch.py')
+_PYTHON = tuple(
+    pathlib.Path(__file__).with_name(name) for name in ('plan_torch.py', 'plan_inputs.py'))
 
 
 class ExportError(errors.UserError):
@@ -96,7 +97,8 @@ def export(
   _write_text(out / 'text' / 'tokenizer.json',
               tokenize.to_json(vocabulary, max_pieces=config.data.max_pieces))
   _write_text(out / 'README.md', card.model_card(config, about=restored.about, dtype=str(dtype)))
-  shutil.copyfile(_TORCH_FILE, out / _TORCH_FILE.name)
+  for source in _PYTHON:
+    shutil.copyfile(source, out / source.name)
 
 
 def flatten(variables: Mapping[str, Any]) -> tables.Tensors:
