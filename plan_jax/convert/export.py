@@ -125,7 +125,10 @@ def image_tensors(
   tensors = tables.write(layouts.image_rows(variant, layout), ours)
   for row in layouts.stem(variant, layout):
     tensors[row.theirs] = np.pad(tensors[row.theirs], ((0, 0), (0, 2), (0, 0), (0, 0)))
-  return tensors
+  # PyTorch counts batches, for a rule that its models do not use, and misses the count.
+  counts = {name.replace('running_var', 'num_batches_tracked'): np.zeros((), np.int64)
+            for name in tensors if name.endswith('running_var')}
+  return tensors | counts
 
 
 def _text_config(config, vocab_size: int, dtype) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from safetensors import flax as safetensors_flax
+from safetensors import numpy as safetensors_numpy
 
 from plan_jax import errors
 from plan_jax.convert import tables
@@ -27,10 +27,10 @@ class Dtype(enum.StrEnum):
 
 
 def write(path: pathlib.Path, tensors: tables.Tensors, *, dtype: Dtype) -> None:
-  """Writes one safetensors file, marked as PyTorch's."""
-  safetensors_flax.save_file(
-      {name: jnp.asarray(x, jnp.dtype(str(dtype))) for name, x in tensors.items()}, str(path),
-      metadata={'format': 'pt'})
+  """Writes one safetensors file, marked as PyTorch's; integers stay what they are."""
+  safetensors_numpy.save_file(
+      {name: np.asarray(x, x.dtype if x.dtype == np.int64 else jnp.dtype(str(dtype)), order='C')
+       for name, x in tensors.items()}, path, metadata={'format': 'pt'})
 
 
 def read(path: str | pathlib.Path) -> tables.Tensors:
@@ -82,10 +82,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_safetensors(path: pathlib.Path) -> tables.Tensors:
   try:
-    found = safetensors_flax.load_file(str(path))
+    found = safetensors_numpy.load_file(path)
   except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
     raise FileError(f'{path}: is damaged ({type(error).__name__}); copy it again') from error
-  return {name: np.asarray(x.astype(jnp.float32)) for name, x in found.items()}
+  return {name: x.astype(np.float32) for name, x in found.items()}
 
 
 def _read_torch(path: pathlib.Path) -> tables.Tensors:

@@ -80,6 +80,11 @@ def _tree(tensors) -> nn.Module:
   return root
 
 
+def _numbered(module) -> list[nn.Module]:
+  """The modules '0', '1', ... '10': files are sorted by name, which puts '10' before '2'."""
+  return [module.get_submodule(str(i)) for i in range(len(module._modules))]
+
+
 def _linear(x, layer):
   return F.linear(x, layer.weight, getattr(layer, 'bias', None))
 
@@ -277,7 +282,7 @@ class Plan(nn.Module):
     x = x + embeddings.position_embeddings.weight[:pieces.shape[1]]
     x = _layer_norm(
         x + embeddings.token_type_embeddings.weight[0], embeddings.LayerNorm, epsilon)
-    for block in self.text.encoder.layer.children():
+    for block in _numbered(self.text.encoder.layer):
       inner = getattr(block.attention, 'self')
       mixed, first_row = _mix(
           x, is_piece, inner.query, inner.key, inner.value, heads=self.settings['text_heads'])
@@ -297,7 +302,7 @@ class Plan(nn.Module):
     x = x + embeddings.position_embeddings
     is_patch = _cells(extent, grey.shape[-1], stride).flatten(1)
     is_token = F.pad(is_patch, (1, 0), value=True)
-    for block in self.image.encoder.layer.children():
+    for block in _numbered(self.image.encoder.layer):
       inner = block.attention.attention
       y = _layer_norm(x, block.layernorm_before, epsilon)
       mixed, _ = _mix(
@@ -315,9 +320,9 @@ class Plan(nn.Module):
     x = _conv_norm(grey, stem, stride=2, weight=stem.convolution.weight.sum(1, keepdim=True))
     x = torch.where(masks[0], F.relu(x), 0.0)
     x = torch.where(masks[1], F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2), 0.0)
-    for i, stage in enumerate(self.image.encoder.stages.children()):
+    for i, stage in enumerate(_numbered(self.image.encoder.stages)):
       mask_in, mask = masks[max(i, 1)], masks[i + 1]
-      for j, block in enumerate(stage.layers.children()):
+      for j, block in enumerate(_numbered(stage.layers)):
         stride = 2 if i > 0 and j == 0 else 1
         x = _residual_block(x, block, stride, mask_in if j == 0 else mask, mask)
       if i + 1 == self.settings['pixel_stage']:
@@ -345,7 +350,7 @@ def _conv_norm(x, layer, *, stride, weight=None):
 def _residual_block(x, block, stride, mask_in, mask):
   """Cells without image are zero before each convolution."""
   shortcut = (_conv_norm(x, block.shortcut, stride=stride) if hasattr(block, 'shortcut') else x)
-  layers = list(block.layer.children())
+  layers = _numbered(block.layer)
   strided = 0 if len(layers) == 2 else 1  # the 3x3 of a bottleneck (v1.5)
   for i, layer in enumerate(layers):
     x = _conv_norm(x, layer, stride=stride if i == strided else 1)

@@ -101,7 +101,7 @@ def write(rows: Iterable[Row], ours: Mapping[str, np.ndarray]) -> Tensors:
     array = ours[row.ours]
     array = array if row.block is None else array[row.block]
     parts.setdefault(row.theirs, []).append(row.transform.out(array))
-  return {name: np.ascontiguousarray(np.concatenate(x) if len(x) > 1 else x[0])
+  return {name: np.asarray(np.concatenate(x) if len(x) > 1 else x[0], order='C')
           for name, x in parts.items()}
 
 
@@ -141,7 +141,7 @@ def read(
   arrays = {}
   for path, array in found.items():
     if not isinstance(array, dict):
-      arrays[path] = np.ascontiguousarray(array)
+      arrays[path] = np.asarray(array, order='C')
     elif len(array) == shapes[path][0]:  # else a block is among the missing
       arrays[path] = np.stack([array[i] for i in range(len(array))])
   return Fitted(
