@@ -29,6 +29,7 @@ BEST_METRIC = 'val_retrieval_r5'
 # These may change between a run's start and its continuation.
 _FREE_ON_RESUME = ('data.records', 'data.threads', 'train.log_every', 'train.eval_every',
                    'train.eval_pairs', 'train.checkpoint_every', 'train.keep_newest', 'evaluation',
+                   'init',  # of a start only
                    # How a step is computed, not what.
                    'train.sharding', 'model.remat', 'objective.algorithm', 'objective.block_mib')
 
@@ -128,7 +129,9 @@ class Checkpoints:
     step = self.latest_step()
     where = self.directory / str(step)
     about = read_about(where)
-    _require_same(config_lib.to_dict(config), about['config'], where)
+    # Resolved, so that a setting that is newer than the checkpoint has its default.
+    saved = config_lib.to_dict(config_lib.resolve(about['config']))
+    _require_same(config_lib.to_dict(config), saved, where)
     if list(vocabulary) != about['vocabulary']:
       raise CheckpointError(
           f'{where}: was trained with another vocabulary ({len(about["vocabulary"])} word pieces, '

@@ -33,13 +33,15 @@ class ImageVariant(enum.StrEnum):
 
 
 class TextVariant(enum.StrEnum):
-  """BERT sizes (Turc et al., arXiv 1908.08962)."""
+  """BERT sizes (Turc et al., arXiv 1908.08962), and MiniLM's (Wang et al., NeurIPS 2020)."""
 
   BERT_TINY = 'bert_tiny'
   BERT_MINI = 'bert_mini'
   BERT_SMALL = 'bert_small'
   BERT_MEDIUM = 'bert_medium'
   BERT_BASE = 'bert_base'
+  MINILM_L6 = 'minilm_l6'
+  MINILM_L12 = 'minilm_l12'
 
 
 class Relation(enum.StrEnum):
@@ -139,6 +141,24 @@ class Threshold(enum.StrEnum):
   PERCENTILE = 'percentile'
 
 
+class Normalisation(enum.StrEnum):
+  """What an image tower saw of a grey value, which ours sees with mean and deviation .5.
+
+  `auto` is what its preprocessor_config.json says. ImageNet's is that of each colour.
+  """
+
+  AUTO = 'auto'
+  HALF = 'half'
+  IMAGENET = 'imagenet'
+
+
+class Unfit(enum.StrEnum):
+  """What becomes of foreign weights that do not fit: an error, or fresh ones in their place."""
+
+  FAIL = 'fail'
+  FRESH = 'fresh'
+
+
 class Split(enum.StrEnum):
   """Whose figures a run ends with; choices belong on `val`."""
 
@@ -181,6 +201,7 @@ class Model:
   """Towers and heads."""
 
   image: ImageVariant = ImageVariant.RESNET50
+  vit_epsilon: float = 1e-12  # of a ViT's norms; torchvision and timm have 1e-6
   pixel_stage: int = 3  # ResNet stage whose map gives the pixels: 2, 3 or 4
   pixel_head: PixelHead = PixelHead.LOCAL
   text: TextVariant = TextVariant.BERT_BASE
@@ -190,6 +211,16 @@ class Model:
   relation: Relation = Relation.LEARNED
   temperature: float = 0.07  # tau_g, its start when learned
   learn_temperature: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Init:
+  """Pretrained towers that a new run starts from (docs/convert.md); '' is random weights."""
+
+  text: str = ''  # directory of a BERT, or a file of its weights
+  image: str = ''  # the same of a ViT or ResNet, of transformers, torchvision or timm
+  normalisation: Normalisation = Normalisation.AUTO  # of the image tower's training
+  unfit: Unfit = Unfit.FAIL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,6 +329,7 @@ class Config:
 
   data: Data = Data()
   model: Model = Model()
+  init: Init = Init()
   objective: Objective = Objective()
   stages: Stages = Stages()
   optim: Optim = Optim()

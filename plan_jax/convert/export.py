@@ -152,7 +152,7 @@ def _image_config(config, dtype) -> dict[str, Any]:
         'patch_size': shape.patch, 'num_channels': 3, 'hidden_size': shape.width,
         'num_hidden_layers': shape.depth, 'num_attention_heads': shape.heads,
         'intermediate_size': 4 * shape.width, 'hidden_act': 'gelu', 'qkv_bias': True,
-        'layer_norm_eps': 1e-12, 'hidden_dropout_prob': 0.0,
+        'layer_norm_eps': config.model.vit_epsilon, 'hidden_dropout_prob': 0.0,
         'attention_probs_dropout_prob': 0.0, 'dtype': str(dtype)}
   shape = resnet.VARIANTS[variant]
   return {
@@ -184,7 +184,7 @@ def _torch_settings(config, vocabulary: Sequence[str]) -> dict[str, Any]:
       'image': 'vit' if is_vit else 'resnet',
       'image_size': config.data.image_size,
       'image_heads': vit.VARIANTS[config.model.image].heads if is_vit else 0,
-      'image_epsilon': 1e-12,
+      'image_epsilon': config.model.vit_epsilon,
       'pixel_stage': config.model.pixel_stage,
       'pixel_head': ('image_local' if config.model.pixel_head is config_lib.PixelHead.LOCAL
                      else 'image_global'),
