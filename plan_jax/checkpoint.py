@@ -193,6 +193,23 @@ def load_model(path: str | Path) -> Restored:
   return Restored(config=config, vocabulary=about['vocabulary'], variables=variables, about=about)
 
 
+def write_model(
+    directory: str | Path, variables: dict[str, Any], *, about: Mapping[str, Any],
+) -> None:
+  """A step's directory for inference: `model/` and `about/`, and no `train/`.
+
+  Args:
+    directory: of the step; must not exist.
+    variables: `params` and `batch_stats`.
+    about: as from `describe`.
+  """
+  where = Path(directory).absolute()
+  with ocp.StandardCheckpointer() as writer:
+    writer.save(where / 'model', variables)
+  (where / 'about').mkdir()
+  (where / 'about' / 'metadata').write_text(json.dumps(dict(about)))
+
+
 def read_about(step_directory: Path) -> dict[str, Any]:
   """The `about` item of one step's directory."""
   path = step_directory / 'about' / 'metadata'

@@ -1,6 +1,7 @@
 r"""Converts checkpoints to PyTorch and Hugging Face.
 
   python -m plan_jax.convert export --checkpoint runs/demo --out exported
+  python -m plan_jax.convert import --text DIR --image DIR --out runs/started
 """
 
 import argparse
@@ -9,9 +10,11 @@ from typing import Sequence
 
 import jax
 
+from plan_jax import config as config_lib
 from plan_jax import errors
 from plan_jax.convert import export
 from plan_jax.convert import files
+from plan_jax.convert import take
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -26,6 +29,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   out.add_argument('--dtype', default='float32', choices=[str(d) for d in files.Dtype],
                    help='of the weights (default float32; others round)')
   out.add_argument('--force', action='store_true', help='write over an earlier export in --out')
+  into = commands.add_parser('import', help='towers of transformers, torchvision or timm as a '
+                             'checkpoint; heads start fresh, but for those of an export')
+  into.add_argument('--text', required=True, help='directory of a BERT and its tokenizer')
+  into.add_argument('--image', required=True,
+                    help='directory of a ViT or ResNet, or a file of its weights')
+  into.add_argument('--out', required=True, help='directory for the checkpoint; must be empty')
+  into.add_argument('--normalisation', default='auto',
+                    choices=[str(n) for n in config_lib.Normalisation],
+                    help='of the image tower (default: as its preprocessor_config.json says)')
+  into.add_argument('--set', action='append', default=[], metavar='GROUP.KEY=VALUE',
+                    help='a setting of the model, e.g. model.joint_dim=64; may be repeated')
   return parser.parse_args(argv)
 
 
@@ -35,6 +49,11 @@ def run(args: argparse.Namespace) -> None:
   Raises:
     errors.UserError: something given cannot be used.
   """
+  if args.command == 'import':
+    where = take.take(args.text, args.image, args.out, changes=args.set,
+                      normalisation=config_lib.Normalisation(args.normalisation))
+    print(f'checkpoint  {where}')
+    return
   print(f'reading {args.checkpoint}', flush=True)
   export.export(args.checkpoint, args.out, dtype=files.Dtype(args.dtype), force=args.force)
   print(f'written to  {args.out}; see README.md there')

@@ -5,10 +5,13 @@ import pathlib
 import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plan_jax import config as config_lib
 from plan_jax import errors
+from plan_jax import step as step_lib
 from plan_jax.convert import files
 from plan_jax.convert import layouts
 from plan_jax.convert import tables
@@ -22,7 +25,7 @@ _HALF = ((0.5,) * 3, (0.5,) * 3)
 _NOT_THE_TOWER = re.compile(
     r'(pooler|cls|classifier|fc|heads?|lm_head|qa_outputs|pre_logits|projection)\.'
     r'|.*(num_batches_tracked|position_ids|mask_token)$')
-_PREFIX = re.compile(r'^(module\.|model\.)*(bert\.|vit\.|deit\.|resnet\.|encoder\.(?=conv1\.))?')
+_PREFIX = re.compile(r'^(module\.|model\.)*(bert\.|vit\.|deit\.|resnet\.)?')
 _ALIASES = (  # other versions' names of the same
     (r'LayerNorm\.gamma$', 'LayerNorm.weight'),
     (r'LayerNorm\.beta$', 'LayerNorm.bias'),
@@ -42,6 +45,36 @@ class LoadError(errors.UserError):
   """Weights that do not fit the model; the message names each tensor and the fix."""
 
 
+def start(
+    state: step_lib.TrainState, *, settings: config_lib.Config, vocabulary: Sequence[str],
+) -> step_lib.TrainState:
+  """A new run's state with the towers that `settings.init` names; placed as it was.
+
+  Raises:
+    UserError: weights that cannot be read, or do not fit.
+  """
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  variables = replace(variables, arrays(
+      settings, shapes=shapes_of(variables), vocabulary=vocabulary))
+  ema = jax.tree.map(jnp.copy, variables['params']) if state.ema else state.ema
+  return state.replace(**variables, ema=ema)
+
+
+def shapes_of(variables: Any) -> dict[str, tuple[int, ...]]:
+  """Shapes by path: 'params/text_tower/norm/scale'."""
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+          for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+
+
+def replace(variables: Any, found: tables.Tensors) -> Any:
+  """`variables` with the arrays of these paths, on the devices of those before."""
+  def chosen(path, before):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return jax.device_put(found[name], before.sharding) if name in found else before
+
+  return jax.tree_util.tree_map_with_path(chosen, variables)
+
+
 def arrays(
     settings: config_lib.Config, *, shapes: Mapping[str, tuple[int, ...]],
     vocabulary: Sequence[str],
@@ -59,10 +92,11 @@ def arrays(
   found, init = {}, settings.init
   if init.text:
     fitted = text(init.text, settings.model, shapes=shapes, vocabulary=vocabulary)
-    found |= _checked(fitted, 'text', init.text, settings)
+    found |= checked(fitted, f'config.model.text = {settings.model.text}', init.text, settings)
   if init.image:
     fitted = image(init.image, settings.model, normalisation=init.normalisation, shapes=shapes)
-    found |= _checked(fitted, 'image', init.image, settings)
+    found |= checked(
+        fitted, f'config.model.image = {settings.model.image}', init.image, settings)
   return found
 
 
@@ -84,7 +118,7 @@ def text(
       raise LoadError(
           f'config.init.text = {path}: has another vocabulary than the records; prepare them with '
           f'--vocab {path}')
-  tensors = _named(files.read(path))
+  tensors = named(files.read(path))
   types = tensors.pop(layouts.TOKEN_TYPES, None)
   positions = tensors.get(layouts.TEXT_POSITIONS)
   if positions is not None and positions.ndim == 2:
@@ -105,8 +139,8 @@ def image(
   Raises:
     UserError: unreadable, of no known layout, or a tower that computes otherwise.
   """
-  tensors = _named(files.read(path))
-  layout = _layout(tensors, path)
+  tensors = named(files.read(path))
+  layout = layout_of(tensors, path)
   if model.image in vit.VARIANTS:
     shape = vit.VARIANTS[model.image]
     _require_config(path, 'vit', num_attention_heads=shape.heads,
@@ -117,6 +151,9 @@ def image(
     name, ours = layouts.image_positions(layout), shapes[f'{layouts.IMAGE}/position_embedding']
     if name in tensors:
       tensors[name] = interpolate(tensors[name], patches=ours[0] - 1)
+  else:
+    _require_config(path, 'resnet', downsample_in_bottleneck=False,
+                    downsample_in_first_stage=False, hidden_act='relu')
   rows = layouts.image_rows(model.image, layout)
   _to_grey(tensors, rows, *_normalisation(path, normalisation))
   return tables.read(rows, tensors, shapes=shapes)
@@ -152,9 +189,9 @@ def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) ->
   x_c = a_c g + b_c, with our grey value g: the kernels add up, and the constant goes to
   the patches' bias, or into the mean of the BatchNorm.
   """
-  kernel, constant = (next((row.theirs for row in rows if row.ours in names), None) for names in (
-      (f'{layouts.IMAGE}/patch_embedding/kernel', f'{layouts.IMAGE}/stem/conv/kernel'),
-      (f'{layouts.IMAGE}/patch_embedding/bias', 'batch_stats/image_tower/stem/norm/mean')))
+  kernel = stem(rows)
+  constant = next(row.theirs for row in rows if row.ours in (
+      f'{layouts.IMAGE}/patch_embedding/bias', 'batch_stats/image_tower/stem/norm/mean'))
   if kernel not in tensors or constant not in tensors or tensors[kernel].shape[1:2] != (3,):
     return  # one channel already, or a stem that will be named as unfit
   mean, std, weight = np.array(mean), np.array(std), tensors[kernel].astype(np.float64)
@@ -163,6 +200,12 @@ def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) ->
   if added.any():
     sign = -1 if constant.endswith('running_mean') else 1
     tensors[constant] = tensors[constant] + sign * added
+
+
+def stem(rows: Sequence[layouts.Row]) -> str:
+  """Their name of the weight that reads the image."""
+  return next(row.theirs for row in rows if row.ours in (
+      f'{layouts.IMAGE}/patch_embedding/kernel', f'{layouts.IMAGE}/stem/conv/kernel'))
 
 
 def _normalisation(path: str, asked: config_lib.Normalisation):
@@ -181,7 +224,7 @@ def _normalisation(path: str, asked: config_lib.Normalisation):
   return mean, std
 
 
-def _named(tensors: tables.Tensors) -> tables.Tensors:
+def named(tensors: tables.Tensors) -> tables.Tensors:
   """Under the names of the tables, without what is not the tower."""
   found = {}
   for name, tensor in tensors.items():
@@ -193,7 +236,7 @@ def _named(tensors: tables.Tensors) -> tables.Tensors:
   return found
 
 
-def _layout(tensors: tables.Tensors, path: str) -> layouts.Layout:
+def layout_of(tensors: tables.Tensors, path: str) -> layouts.Layout:
   for name, layout in (
       ('embeddings.cls_token', layouts.Layout.HUB),
       ('embedder.embedder.convolution.weight', layouts.Layout.HUB),
@@ -219,7 +262,8 @@ def _require_config(path: str, group: str, **expected: Any) -> None:
       raise LoadError(f'{beside}: {key} is {content[key]}, the model has {value}; {fix}')
 
 
-def _checked(fitted: tables.Fitted, tower: str, path: str, settings: config_lib.Config):
+def checked(fitted: tables.Fitted, tower: str, path: str, settings: config_lib.Config,
+) -> tables.Tensors:
   """The arrays, if all fits or need not.
 
   Raises:
@@ -228,12 +272,11 @@ def _checked(fitted: tables.Fitted, tower: str, path: str, settings: config_lib.
   problems = [f'{kind}: {", ".join(names)}' for kind, names in (
       ('missing', fitted.missing), ('of another shape', fitted.misshapen),
       ('without a place', fitted.unmatched)) if names]
-  variant = getattr(settings.model, tower)
   if problems and settings.init.unfit is config_lib.Unfit.FAIL:
     raise LoadError(
-        f'config.init.{tower} = {path}: does not fit config.model.{tower} = {variant}; '
+        f'{path}: does not fit {tower}; '
         f'{"; ".join(problems)}. Choose the tower of these weights, or let what does not fit '
         'start fresh: --config.init.unfit=fresh')
-  print(f'{tower} tower from {path}: {len(fitted.arrays)} arrays'
+  print(f'{tower} from {path}: {len(fitted.arrays)} arrays'
         + ''.join(f'\n  {problem}' for problem in problems), flush=True)
   return fitted.arrays
