@@ -122,9 +122,9 @@ def image_tensors(
   The grey kernel is that of the first channel, those of the others are 0: for grey
   images, whose channels are equal, it is the same function bit for bit.
   """
-  tensors = tables.write(layouts.image_rows(variant, layout), ours)
-  for row in layouts.stem(variant, layout):
-    tensors[row.theirs] = np.pad(tensors[row.theirs], ((0, 0), (0, 2), (0, 0), (0, 0)))
+  rows = layouts.image_rows(variant, layout)
+  tensors, stem = tables.write(rows, ours), layouts.stem(rows)
+  tensors[stem] = np.pad(tensors[stem], ((0, 0), (0, 2), (0, 0), (0, 0)))
   # PyTorch counts batches, for a rule that its models do not use, and misses the count.
   counts = {name.replace('running_var', 'num_batches_tracked'): np.zeros((), np.int64)
             for name in tensors if name.endswith('running_var')}

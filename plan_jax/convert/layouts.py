@@ -1,5 +1,6 @@
 """The tables: how transformers, torchvision and timm name what our towers have."""
 
+from collections.abc import Iterable
 import dataclasses
 import enum
 
@@ -87,11 +88,10 @@ def image_positions(layout: Layout) -> str:
   return _VIT_OUTER[layout][1]
 
 
-def stem(variant: config.ImageVariant, layout: Layout) -> tuple[Row, ...]:
-  """The rows of the layer that reads the image: its weight comes first."""
-  name = 'patch_embedding/kernel' if variant in vit.VARIANTS else 'stem/conv/kernel'
-  rows = image_rows(variant, layout)
-  return tuple(row for row in rows if row.ours == f'{IMAGE}/{name}')
+def stem(rows: Iterable[Row]) -> str:
+  """Their name of the weight that reads the image, of an image tower's table."""
+  return next(row.theirs for row in rows if row.ours in (
+      f'{IMAGE}/patch_embedding/kernel', f'{IMAGE}/stem/conv/kernel'))
 
 
 def head_rows(names: tuple[str, ...]) -> list[Row]:

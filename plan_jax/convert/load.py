@@ -189,7 +189,7 @@ def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) ->
   x_c = a_c g + b_c, with our grey value g: the kernels add up, and the constant goes to
   the patches' bias, or into the mean of the BatchNorm.
   """
-  kernel = stem(rows)
+  kernel = layouts.stem(rows)
   constant = next(row.theirs for row in rows if row.ours in (
       f'{layouts.IMAGE}/patch_embedding/bias', 'batch_stats/image_tower/stem/norm/mean'))
   if kernel not in tensors or constant not in tensors or tensors[kernel].shape[1:2] != (3,):
@@ -200,12 +200,6 @@ def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) ->
   if added.any():
     sign = -1 if constant.endswith('running_mean') else 1
     tensors[constant] = tensors[constant] + sign * added
-
-
-def stem(rows: Sequence[layouts.Row]) -> str:
-  """Their name of the weight that reads the image."""
-  return next(row.theirs for row in rows if row.ours in (
-      f'{layouts.IMAGE}/patch_embedding/kernel', f'{layouts.IMAGE}/stem/conv/kernel'))
 
 
 def _normalisation(path: str, asked: config_lib.Normalisation):

@@ -118,7 +118,7 @@ def _is(variant, layout, tensors) -> bool:
   rows = layouts.image_rows(variant, layout)
   if not all(row.theirs in tensors for row in rows):
     return False
-  first, last = load.stem(rows), rows[-1]
+  first, last = layouts.stem(rows), rows[-1]
   shape = vit.VARIANTS.get(variant)
   width = shape.width if shape else resnet.VARIANTS[variant].stem
   depth = max((row.block or 0) for row in rows) + 1
