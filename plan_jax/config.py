@@ -7,18 +7,16 @@ plain keyword arguments, never a ConfigDict.
 """
 
 import dataclasses
-import difflib
 import enum
 from typing import Any, Mapping, get_type_hints
 
 import ml_collections
 
-from plan_jax import errors
+from plan_jax import merge
 from plan_jax import rules
 
 
-class ConfigError(errors.UserError):
-  """A configuration that cannot run; the message names key, value and fix."""
+ConfigError = merge.ConfigError
 
 
 class ImageVariant(enum.StrEnum):
@@ -361,24 +359,10 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  config = _merge(Config(), values, path='config')
+  config = merge.merge(Config(), values, path='config')
   for message in rules.broken(config):
     raise ConfigError(message)  # the first one; mended, the next one shows
   return config
-
-
-def _merge(base: Any, values: Mapping[str, Any], path: str) -> Any:
-  kinds = get_type_hints(type(base))
-  changes = {}
-  for key, value in values.items():
-    _require_known(key, kinds, path)
-    if dataclasses.is_dataclass(kinds[key]):
-      if not isinstance(value, Mapping):
-        raise ConfigError(f'{path}.{key} = {value!r}: is a group of settings, not a value')
-      changes[key] = _merge(getattr(base, key), value, f'{path}.{key}')
-    else:
-      changes[key] = _convert(kinds[key], value, f'{path}.{key}')
-  return dataclasses.replace(base, **changes)
 
 
 def require_key(key: str) -> None:
@@ -390,27 +374,5 @@ def require_key(key: str) -> None:
   node, path = Config, 'config'
   for part in key.split('.'):
     kinds = get_type_hints(node) if dataclasses.is_dataclass(node) else {}
-    _require_known(part, kinds, path)
+    merge.require_known(part, kinds, path)
     node, path = kinds[part], f'{path}.{part}'
-
-
-def _require_known(key: str, kinds: Mapping[str, type], path: str) -> None:
-  if key not in kinds:
-    near = difflib.get_close_matches(key, kinds, n=1)
-    has = f'{path} has: {", ".join(kinds)}' if kinds else f'{path} is a single value'
-    hint = f'did you mean {path}.{near[0]}?' if near else has
-    raise ConfigError(f'{path}.{key}: no such setting; {hint}')
-
-
-def _convert(kind: type, value: Any, path: str):
-  if issubclass(kind, enum.Enum):
-    try:
-      return kind(value)
-    except ValueError:
-      choices = ', '.join(repr(str(choice)) for choice in kind)
-      raise ConfigError(f'{path} = {value!r}: must be one of {choices}') from None
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if type(value) is not kind:
-    raise ConfigError(f'{path} = {value!r}: must be a {kind.__name__}, not a {type(value).__name__}')
-  return value

@@ -103,8 +103,7 @@ def export(
 
 def flatten(variables: Mapping[str, Any]) -> tables.Tensors:
   """Arrays by path: 'params/text_tower/norm/scale'."""
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+  return {path: np.asarray(leaf) for path, leaf in tables.paths(variables)}
 
 
 def joint_rows(paths: Mapping[str, Any]) -> list[layouts.Row]:

@@ -62,17 +62,14 @@ def start(
 
 def shapes_of(variables: Any) -> dict[str, tuple[int, ...]]:
   """Shapes by path: 'params/text_tower/norm/scale'."""
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-          for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+  return {path: leaf.shape for path, leaf in tables.paths(variables)}
 
 
 def replace(variables: Any, found: tables.Tensors) -> Any:
   """`variables` with the arrays of these paths, on the devices of those before."""
-  def chosen(path, before):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return jax.device_put(found[name], before.sharding) if name in found else before
-
-  return jax.tree_util.tree_map_with_path(chosen, variables)
+  chosen = [jax.device_put(found[path], before.sharding) if path in found else before
+            for path, before in tables.paths(variables)]
+  return jax.tree.unflatten(jax.tree.structure(variables), chosen)
 
 
 def arrays(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 Tensors = dict[str, np.ndarray]
@@ -92,6 +93,12 @@ class Fitted:
   unmatched: tuple[str, ...]
   missing: tuple[str, ...]
   misshapen: tuple[str, ...]
+
+
+def paths(tree: Any) -> list[tuple[str, Any]]:
+  """Leaves and their paths, 'params/text_tower/norm/scale', in the order of the tree."""
+  return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def write(rows: Iterable[Row], ours: Mapping[str, np.ndarray]) -> Tensors:

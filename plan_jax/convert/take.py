@@ -58,21 +58,29 @@ def take(
   model = step_lib.build_model(settings, vocab_size=len(vocabulary))
   key = jax.random.PRNGKey(settings.train.seed)
   blank = step_lib.empty_batch(settings.data, size=1)
-  variables = jax.jit(lambda: model.init({'params': key, 'dropout': key}, blank, train=False))()
-  variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
-  shapes = load.shapes_of(variables)
+
+  def init():
+    found = model.init({'params': key, 'dropout': key}, blank, train=False)
+    return {'params': found['params'], 'batch_stats': found.get('batch_stats', {})}
+
+  expected = jax.eval_shape(init)
+  shapes = load.shapes_of(expected)
   found = load.arrays(settings, shapes=shapes, vocabulary=vocabulary)
   if whole:
     heads = pathlib.Path(text).parent / 'heads.safetensors'
     fitted = tables.read(export.joint_rows(shapes), files.read(heads), shapes=shapes)
     found |= load.checked(fitted, 'the heads', str(heads), settings)
+  # Only what is fresh is computed: drawing a whole tower compiles for a minute.
+  fresh = jax.jit(lambda: {path: x for path, x in tables.paths(init()) if path not in found})()
+  variables = jax.tree.unflatten(
+      jax.tree.structure(expected), [{**found, **fresh}[path] for path in shapes])
   about = checkpoint.describe(
       settings, vocabulary=vocabulary, stage=whole['about']['stage'] if whole else 'imported',
       content_hash=whole['about']['data_content_hash'] if whole else '', metrics={},
       examples_seen=whole['about']['examples_seen'] if whole else 0)
   errors.require_writable(where, option='--out')
   step = where.absolute() / 'checkpoints' / '0'
-  checkpoint.write_model(step, load.replace(variables, found), about=about)
+  checkpoint.write_model(step, variables, about=about)
   return step
 
 
