@@ -29,6 +29,7 @@ BEST_METRIC = 'val_retrieval_r5'
 # These may change between a run's start and its continuation.
 _FREE_ON_RESUME = ('data.records', 'data.threads', 'train.log_every', 'train.eval_every',
                    'train.eval_pairs', 'train.checkpoint_every', 'train.keep_newest', 'evaluation',
+                   'init',  # of a start only
                    # How a step is computed, not what.
                    'train.sharding', 'model.remat', 'objective.algorithm', 'objective.block_mib')
 
@@ -128,7 +129,9 @@ class Checkpoints:
     step = self.latest_step()
     where = self.directory / str(step)
     about = read_about(where)
-    _require_same(config_lib.to_dict(config), about['config'], where)
+    # Resolved, so that a setting that is newer than the checkpoint has its default.
+    saved = config_lib.to_dict(config_lib.resolve(about['config']))
+    _require_same(config_lib.to_dict(config), saved, where)
     if list(vocabulary) != about['vocabulary']:
       raise CheckpointError(
           f'{where}: was trained with another vocabulary ({len(about["vocabulary"])} word pieces, '
@@ -188,6 +191,23 @@ def load_model(path: str | Path) -> Restored:
         f'{where / "model"}: its arrays do not fit the model that its config describes, or files '
         f'are missing or damaged ({_first_line(error)}); copy the checkpoint again, whole') from error
   return Restored(config=config, vocabulary=about['vocabulary'], variables=variables, about=about)
+
+
+def write_model(
+    directory: str | Path, variables: dict[str, Any], *, about: Mapping[str, Any],
+) -> None:
+  """A step's directory for inference: `model/` and `about/`, and no `train/`.
+
+  Args:
+    directory: of the step; must not exist.
+    variables: `params` and `batch_stats`.
+    about: as from `describe`.
+  """
+  where = Path(directory).absolute()
+  with ocp.StandardCheckpointer() as writer:
+    writer.save(where / 'model', variables)
+  (where / 'about').mkdir()
+  (where / 'about' / 'metadata').write_text(json.dumps(dict(about)))
 
 
 def read_about(step_directory: Path) -> dict[str, Any]:

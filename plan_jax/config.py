@@ -7,18 +7,16 @@ plain keyword arguments, never a ConfigDict.
 """
 
 import dataclasses
-import difflib
 import enum
 from typing import Any, Mapping, get_type_hints
 
 import ml_collections
 
-from plan_jax import errors
+from plan_jax import merge
 from plan_jax import rules
 
 
-class ConfigError(errors.UserError):
-  """A configuration that cannot run; the message names key, value and fix."""
+ConfigError = merge.ConfigError
 
 
 class ImageVariant(enum.StrEnum):
@@ -33,13 +31,15 @@ class ImageVariant(enum.StrEnum):
 
 
 class TextVariant(enum.StrEnum):
-  """BERT sizes (Turc et al., arXiv 1908.08962)."""
+  """BERT sizes (Turc et al., arXiv 1908.08962), and MiniLM's (Wang et al., NeurIPS 2020)."""
 
   BERT_TINY = 'bert_tiny'
   BERT_MINI = 'bert_mini'
   BERT_SMALL = 'bert_small'
   BERT_MEDIUM = 'bert_medium'
   BERT_BASE = 'bert_base'
+  MINILM_L6 = 'minilm_l6'
+  MINILM_L12 = 'minilm_l12'
 
 
 class Relation(enum.StrEnum):
@@ -139,6 +139,24 @@ class Threshold(enum.StrEnum):
   PERCENTILE = 'percentile'
 
 
+class Normalisation(enum.StrEnum):
+  """What an image tower saw of a grey value, which ours sees with mean and deviation .5.
+
+  `auto` is what its preprocessor_config.json says. ImageNet's is that of each colour.
+  """
+
+  AUTO = 'auto'
+  HALF = 'half'
+  IMAGENET = 'imagenet'
+
+
+class Unfit(enum.StrEnum):
+  """What becomes of foreign weights that do not fit: an error, or fresh ones in their place."""
+
+  FAIL = 'fail'
+  FRESH = 'fresh'
+
+
 class Split(enum.StrEnum):
   """Whose figures a run ends with; choices belong on `val`."""
 
@@ -181,6 +199,7 @@ class Model:
   """Towers and heads."""
 
   image: ImageVariant = ImageVariant.RESNET50
+  vit_epsilon: float = 1e-12  # of a ViT's norms; torchvision and timm have 1e-6
   pixel_stage: int = 3  # ResNet stage whose map gives the pixels: 2, 3 or 4
   pixel_head: PixelHead = PixelHead.LOCAL
   text: TextVariant = TextVariant.BERT_BASE
@@ -190,6 +209,16 @@ class Model:
   relation: Relation = Relation.LEARNED
   temperature: float = 0.07  # tau_g, its start when learned
   learn_temperature: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Init:
+  """Pretrained towers that a new run starts from (docs/convert.md); '' is random weights."""
+
+  text: str = ''  # directory of a BERT, or a file of its weights
+  image: str = ''  # the same of a ViT or ResNet, of transformers, torchvision or timm
+  normalisation: Normalisation = Normalisation.AUTO  # of the image tower's training
+  unfit: Unfit = Unfit.FAIL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,6 +327,7 @@ class Config:
 
   data: Data = Data()
   model: Model = Model()
+  init: Init = Init()
   objective: Objective = Objective()
   stages: Stages = Stages()
   optim: Optim = Optim()
@@ -329,24 +359,10 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  config = _merge(Config(), values, path='config')
+  config = merge.merge(Config(), values, path='config')
   for message in rules.broken(config):
     raise ConfigError(message)  # the first one; mended, the next one shows
   return config
-
-
-def _merge(base: Any, values: Mapping[str, Any], path: str) -> Any:
-  kinds = get_type_hints(type(base))
-  changes = {}
-  for key, value in values.items():
-    _require_known(key, kinds, path)
-    if dataclasses.is_dataclass(kinds[key]):
-      if not isinstance(value, Mapping):
-        raise ConfigError(f'{path}.{key} = {value!r}: is a group of settings, not a value')
-      changes[key] = _merge(getattr(base, key), value, f'{path}.{key}')
-    else:
-      changes[key] = _convert(kinds[key], value, f'{path}.{key}')
-  return dataclasses.replace(base, **changes)
 
 
 def require_key(key: str) -> None:
@@ -358,27 +374,5 @@ def require_key(key: str) -> None:
   node, path = Config, 'config'
   for part in key.split('.'):
     kinds = get_type_hints(node) if dataclasses.is_dataclass(node) else {}
-    _require_known(part, kinds, path)
+    merge.require_known(part, kinds, path)
     node, path = kinds[part], f'{path}.{part}'
-
-
-def _require_known(key: str, kinds: Mapping[str, type], path: str) -> None:
-  if key not in kinds:
-    near = difflib.get_close_matches(key, kinds, n=1)
-    has = f'{path} has: {", ".join(kinds)}' if kinds else f'{path} is a single value'
-    hint = f'did you mean {path}.{near[0]}?' if near else has
-    raise ConfigError(f'{path}.{key}: no such setting; {hint}')
-
-
-def _convert(kind: type, value: Any, path: str):
-  if issubclass(kind, enum.Enum):
-    try:
-      return kind(value)
-    except ValueError:
-      choices = ', '.join(repr(str(choice)) for choice in kind)
-      raise ConfigError(f'{path} = {value!r}: must be one of {choices}') from None
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if type(value) is not kind:
-    raise ConfigError(f'{path} = {value!r}: must be a {kind.__name__}, not a {type(value).__name__}')
-  return value

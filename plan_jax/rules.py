@@ -29,6 +29,7 @@ def broken(config: Any) -> list[str]:
           'model.pixel_stage', "must be 4 with model.pixel_head = 'global', which reads the last map")
   require(0 <= model.dropout < 1, 'model.dropout', 'must lie in [0, 1)')
   require(model.joint_dim >= 1, 'model.joint_dim', 'must be at least 1')
+  require(model.vit_epsilon > 0, 'model.vit_epsilon', 'must be positive')
   require(model.temperature > 0, 'model.temperature', 'must be positive')
   require(objective.gate_width > 0, 'objective.gate_width', 'must be positive')
   require(objective.local_temperature > 0, 'objective.local_temperature', 'must be positive')

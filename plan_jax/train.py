@@ -40,6 +40,7 @@ from plan_jax import report
 from plan_jax import shapes
 from plan_jax import stages
 from plan_jax import step as step_lib
+from plan_jax.convert import load
 from plan_jax.data import pipeline
 from plan_jax.data import records as records_lib
 from plan_jax.data import tokenize
@@ -119,6 +120,8 @@ def train(
     print(f'new run: {len(records)} training pairs, {mesh.size} {jax.default_backend()} '
           f'device(s){hosts}', flush=True)
     state = init()
+    if config.init.text or config.init.image:
+      state = load.start(state, settings=config, vocabulary=vocabulary)
   else:
     print(f'continuing from step {checkpoints.latest_step()} of {config.train.steps}', flush=True)
     state = checkpoints.restore(

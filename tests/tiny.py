@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Sequence
+from typing import Any, Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +65,16 @@ def random_state(model, optimizer, *, settings: config_lib.Config) -> step_lib.T
 
 
 def save_checkpoint(
-    directory: pathlib.Path, *, vocabulary: Sequence[str], settings: config_lib.Config) -> None:
-  """One checkpoint of random weights in a run's directory."""
+    directory: pathlib.Path, *, vocabulary: Sequence[str], settings: config_lib.Config,
+    draw: Callable[[Any], Any] = lambda variables: variables) -> None:
+  """One checkpoint of random weights in a run's directory.
+
+  `draw` turns params and batch_stats into others of the same shapes.
+  """
   model = step_lib.build_model(settings, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(settings.optim, total_steps=10)
   state = random_state(model, optimizer, settings=settings)
+  state = state.replace(**draw({'params': state.params, 'batch_stats': state.batch_stats}))
   store = checkpoint.Checkpoints(directory / 'checkpoints', stage_ends=[10], keep_newest=2)
   store.save(state, about=checkpoint.describe(
       settings, vocabulary=vocabulary, stage='discover', content_hash='0' * 64, examples_seen=0,

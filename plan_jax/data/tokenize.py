@@ -21,6 +21,7 @@ import tokenizers
 from tokenizers import models
 from tokenizers import normalizers
 from tokenizers import pre_tokenizers
+from tokenizers import processors
 from tokenizers import trainers
 
 from plan_jax import errors
@@ -81,7 +82,7 @@ class Tokenizer:
     self._size = len(ids)
     # No token is registered as special: "[MASK]" in a report is five characters.
     self._backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token='[UNK]'))
-    self._backend.normalizer = normalizers.BertNormalizer(lowercase=not _is_cased(vocabulary))
+    self._backend.normalizer = normalizers.BertNormalizer(lowercase=not is_cased(vocabulary))
     self._backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
   @property
@@ -196,6 +197,19 @@ def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
   return vocabulary
 
 
+def to_json(vocabulary: Sequence[str], *, max_pieces: int) -> str:
+  """The `tokenizer.json` of a BERT tokenizer that gives the pieces of `Tokenizer`."""
+  ids = {token: i for i, token in enumerate(vocabulary)}
+  backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token='[UNK]'))
+  backend.normalizer = normalizers.BertNormalizer(lowercase=not is_cased(vocabulary))
+  backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  backend.post_processor = processors.BertProcessing(
+      ('[SEP]', ids['[SEP]']), ('[CLS]', ids['[CLS]']))
+  backend.add_special_tokens(list(SPECIAL_TOKENS))
+  backend.enable_truncation(max_pieces)
+  return backend.to_str(pretty=True)
+
+
 def _pre_tokens(
     encoding: tokenizers.Encoding, text: str) -> Iterable[tuple[int, int, str]]:
   """Yields (first piece, end piece, surface form) of each pre-token in order."""
@@ -266,7 +280,7 @@ def _check_vocabulary(vocabulary: Sequence[str], *, name: str):
     seen[token] = i
 
 
-def _is_cased(vocabulary: Sequence[str]) -> bool:
+def is_cased(vocabulary: Sequence[str]) -> bool:
   """Whether a token other than [CLS], [unused1] ... holds an upper-case letter."""
   return any(
       token != token.lower() for token in vocabulary

@@ -36,6 +36,8 @@ VARIANTS = {
     config.TextVariant.BERT_SMALL: Shape(width=512, depth=4, heads=8),
     config.TextVariant.BERT_MEDIUM: Shape(width=512, depth=8, heads=8),
     config.TextVariant.BERT_BASE: Shape(width=768, depth=12, heads=12),
+    config.TextVariant.MINILM_L6: Shape(width=384, depth=6, heads=12),
+    config.TextVariant.MINILM_L12: Shape(width=384, depth=12, heads=12),
 }
 
 

@@ -244,6 +244,7 @@ class Stack(nn.Module):
   dropout: float
   remat: config.Remat
   dtype: Dtype
+  epsilon: float = 1e-12
 
   @nn.compact
   def __call__(
@@ -252,7 +253,8 @@ class Stack(nn.Module):
     def step(block, x, _):
       return block(x, is_token, train=train)
 
-    block = Block(self.heads, self.order, self.dropout, self.dtype, name='blocks')
+    block = Block(
+        self.heads, self.order, self.dropout, self.dtype, self.epsilon, name='blocks')
     x, first_rows = nn.scan(
         rematerialised(step, self.remat), variable_axes={'params': 0},
         split_rngs={'params': True, 'dropout': True}, length=self.depth)(block, x, None)

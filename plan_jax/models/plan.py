@@ -107,7 +107,8 @@ class PlanModel(nn.Module):
   def setup(self):
     settings = self.settings
     if settings.image in vit.VARIANTS:
-      self.image_tower = vit.ViT(vit.VARIANTS[settings.image], self.dtype, settings.remat)
+      self.image_tower = vit.ViT(
+          vit.VARIANTS[settings.image], self.dtype, settings.remat, settings.vit_epsilon)
     else:
       self.image_tower = resnet.ResNet(
           resnet.VARIANTS[settings.image], self.dtype, settings.remat)

@@ -58,6 +58,7 @@ class ViT(nn.Module):
   shape: Shape
   dtype: Dtype
   remat: config.Remat = config.Remat.NONE
+  epsilon: float = 1e-12  # of the norms
 
   @nn.compact
   def __call__(
@@ -89,9 +90,9 @@ class ViT(nn.Module):
     is_token = jnp.pad(is_patch, ((0, 0), (1, 0)), constant_values=True)
     stack = layers.Stack(
         self.shape.depth, self.shape.heads, layers.NormOrder.BEFORE, 0.0, self.remat, self.dtype,
-        name='stack')
+        self.epsilon, name='stack')
     x, first_row = stack(x, is_token, train=train)
-    x = layers.layer_norm(epsilon=1e-12, dtype=self.dtype, name='norm')(x)
+    x = layers.layer_norm(epsilon=self.epsilon, dtype=self.dtype, name='norm')(x)
     return Tokens(
         pooled=x[:, 0], patches=x[:, 1:], is_patch=is_patch,
         attention=jnp.mean(first_row, axis=1)[:, 1:])

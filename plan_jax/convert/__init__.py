@@ -1,0 +1,1 @@
+"""Checkpoints to PyTorch and Hugging Face, and back."""

@@ -1,0 +1,273 @@
+"""Starts from towers of other programs: every tensor finds its place, or is named."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plan_jax import config as config_lib
+from plan_jax import errors
+from plan_jax import step as step_lib
+from plan_jax.convert import files
+from plan_jax.convert import layouts
+from plan_jax.convert import tables
+from plan_jax.data import tokenize
+from plan_jax.models import bert
+from plan_jax.models import vit
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5,) * 3, (0.5,) * 3)
+# What models have and towers do not: heads of other tasks, and counters.
+_NOT_THE_TOWER = re.compile(
+    r'(pooler|cls|classifier|fc|heads?|lm_head|qa_outputs|pre_logits|projection)\.'
+    r'|.*(num_batches_tracked|position_ids|mask_token)$')
+_PREFIX = re.compile(r'^(module\.|model\.)*(bert\.|vit\.|deit\.|resnet\.)?')
+_ALIASES = (  # other versions' names of the same
+    (r'LayerNorm\.gamma$', 'LayerNorm.weight'),
+    (r'LayerNorm\.beta$', 'LayerNorm.bias'),
+    (r'^layers\.(\d+)\.attention\.q_proj', r'encoder.layer.\1.attention.attention.query'),
+    (r'^layers\.(\d+)\.attention\.k_proj', r'encoder.layer.\1.attention.attention.key'),
+    (r'^layers\.(\d+)\.attention\.v_proj', r'encoder.layer.\1.attention.attention.value'),
+    (r'^layers\.(\d+)\.attention\.o_proj', r'encoder.layer.\1.attention.output.dense'),
+    (r'^layers\.(\d+)\.mlp\.fc1', r'encoder.layer.\1.intermediate.dense'),
+    (r'^layers\.(\d+)\.mlp\.fc2', r'encoder.layer.\1.output.dense'),
+    (r'^layers\.(\d+)\.layernorm', r'encoder.layer.\1.layernorm'),
+    (r'\.mlp\.linear_1\.', '.mlp.0.'),
+    (r'\.mlp\.linear_2\.', '.mlp.3.'),
+)
+
+
+class LoadError(errors.UserError):
+  """Weights that do not fit the model; the message names each tensor and the fix."""
+
+
+def start(
+    state: step_lib.TrainState, *, settings: config_lib.Config, vocabulary: Sequence[str],
+) -> step_lib.TrainState:
+  """A new run's state with the towers that `settings.init` names; placed as it was.
+
+  Raises:
+    UserError: weights that cannot be read, or do not fit.
+  """
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  variables = replace(variables, arrays(
+      settings, shapes=shapes_of(variables), vocabulary=vocabulary))
+  ema = jax.tree.map(jnp.copy, variables['params']) if state.ema else state.ema
+  return state.replace(**variables, ema=ema)
+
+
+def shapes_of(variables: Any) -> dict[str, tuple[int, ...]]:
+  """Shapes by path: 'params/text_tower/norm/scale'."""
+  return {path: leaf.shape for path, leaf in tables.paths(variables)}
+
+
+def replace(variables: Any, found: tables.Tensors) -> Any:
+  """`variables` with the arrays of these paths, on the devices of those before."""
+  chosen = [jax.device_put(found[path], before.sharding) if path in found else before
+            for path, before in tables.paths(variables)]
+  return jax.tree.unflatten(jax.tree.structure(variables), chosen)
+
+
+def arrays(
+    settings: config_lib.Config, *, shapes: Mapping[str, tuple[int, ...]],
+    vocabulary: Sequence[str],
+) -> tables.Tensors:
+  """The arrays, by path, of the towers that `settings.init` names.
+
+  Args:
+    settings: of the run.
+    shapes: of all arrays of the model, by path.
+    vocabulary: of the records; must be that of the text tower.
+
+  Raises:
+    UserError: weights that cannot be read, or do not fit.
+  """
+  found, init = {}, settings.init
+  if init.text:
+    fitted = text(init.text, settings.model, shapes=shapes, vocabulary=vocabulary)
+    found |= checked(fitted, f'config.model.text = {settings.model.text}', init.text, settings)
+  if init.image:
+    fitted = image(init.image, settings.model, normalisation=init.normalisation, shapes=shapes)
+    found |= checked(
+        fitted, f'config.model.image = {settings.model.image}', init.image, settings)
+  return found
+
+
+def text(
+    path: str, model: config_lib.Model, *, shapes: Mapping[str, tuple[int, ...]],
+    vocabulary: Sequence[str],
+) -> tables.Fitted:
+  """The text tower's arrays from a BERT: a directory, or a file of weights.
+
+  Raises:
+    UserError: unreadable, another vocabulary, or a BERT that computes otherwise.
+  """
+  shape = bert.VARIANTS[model.text]
+  _require_config(path, 'bert', num_attention_heads=shape.heads, layer_norm_eps=1e-12,
+                  hidden_act='gelu', position_embedding_type='absolute')
+  directory = pathlib.Path(path)
+  if any((directory / name).is_file() for name in ('vocab.txt', 'tokenizer.json')):
+    if tokenize.read_vocabulary(directory) != list(vocabulary):
+      raise LoadError(
+          f'config.init.text = {path}: has another vocabulary than the records; prepare them with '
+          f'--vocab {path}')
+  tensors = named(files.read(path))
+  types = tensors.pop(layouts.TOKEN_TYPES, None)
+  positions = tensors.get(layouts.TEXT_POSITIONS)
+  if positions is not None and positions.ndim == 2:
+    positions = positions[:shapes[f'{layouts.TEXT}/position_embedding'][0]]
+    if types is not None and types.shape[1:] == positions.shape[1:]:
+      # All pieces are of type 0. Where that is 0, nothing changes, not even the sign of a 0.
+      positions = np.where(types[0] == 0, positions, positions + types[0])
+    tensors[layouts.TEXT_POSITIONS] = positions
+  return tables.read(layouts.text_rows(model.text), tensors, shapes=shapes)
+
+
+def image(
+    path: str, model: config_lib.Model, *, normalisation: config_lib.Normalisation,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tables.Fitted:
+  """The image tower's arrays; position embeddings are interpolated to our grid.
+
+  Raises:
+    UserError: unreadable, of no known layout, or a tower that computes otherwise.
+  """
+  tensors = named(files.read(path))
+  layout = layout_of(tensors, path)
+  if model.image in vit.VARIANTS:
+    shape = vit.VARIANTS[model.image]
+    _require_config(path, 'vit', num_attention_heads=shape.heads,
+                    layer_norm_eps=model.vit_epsilon, hidden_act='gelu')
+    if layout is not layouts.Layout.HUB and model.vit_epsilon != 1e-6:
+      raise LoadError(f'config.init.image = {path}: ViTs of {layout} have an epsilon of 1e-6; '
+                      'set --config.model.vit_epsilon=1e-6')
+    name, ours = layouts.image_positions(layout), shapes[f'{layouts.IMAGE}/position_embedding']
+    if name in tensors:
+      tensors[name] = interpolate(tensors[name], patches=ours[0] - 1)
+  else:
+    _require_config(path, 'resnet', downsample_in_bottleneck=False,
+                    downsample_in_first_stage=False, hidden_act='relu')
+  rows = layouts.image_rows(model.image, layout)
+  _to_grey(tensors, rows, *_normalisation(path, normalisation))
+  return tables.read(rows, tensors, shapes=shapes)
+
+
+def interpolate(positions: np.ndarray, *, patches: int) -> np.ndarray:
+  """Position embeddings [1 1+p c] for another square grid; [CLS] stays.
+
+  Bicubic (a = -.75, half-pixel centres, edges repeated), as transformers and timm do it
+  without antialiasing. What is no square grid comes back as it is, and will not fit.
+  """
+  before, after = positions.shape[1] - 1, patches
+  old, new = round(before**0.5), round(after**0.5)
+  if before == after or old**2 != before or new**2 != after:
+    return positions
+  place = (np.arange(new) + 0.5) * old / new - 0.5
+  first = np.floor(place).astype(int)
+  weights = np.zeros((new, old))
+  for offset in range(-1, 3):
+    x = np.abs(place - (first + offset))
+    near = 1.25 * x**3 - 2.25 * x**2 + 1
+    far = -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+    np.add.at(weights, (np.arange(new), np.clip(first + offset, 0, old - 1)),
+              np.where(x <= 1, near, far))
+  grid = positions[0, 1:].reshape(old, old, -1)
+  grid = np.einsum('yh,xw,hwc->yxc', weights, weights, grid).reshape(1, after, -1)
+  return np.concatenate([positions[:, :1], grid.astype(positions.dtype)], 1)
+
+
+def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) -> None:
+  """A stem of three channels as one of grey, in place.
+
+  x_c = a_c g + b_c, with our grey value g: the kernels add up, and the constant goes to
+  the patches' bias, or into the mean of the BatchNorm.
+  """
+  kernel = layouts.stem(rows)
+  constant = next(row.theirs for row in rows if row.ours in (
+      f'{layouts.IMAGE}/patch_embedding/bias', 'batch_stats/image_tower/stem/norm/mean'))
+  if kernel not in tensors or constant not in tensors or tensors[kernel].shape[1:2] != (3,):
+    return  # one channel already, or a stem that will be named as unfit
+  mean, std, weight = np.array(mean), np.array(std), tensors[kernel].astype(np.float64)
+  tensors[kernel] = np.einsum('oihw,i->ohw', weight, 0.5 / std)[:, None]
+  added = np.einsum('oihw,i->o', weight, (0.5 - mean) / std)
+  if added.any():
+    sign = -1 if constant.endswith('running_mean') else 1
+    tensors[constant] = tensors[constant] + sign * added
+
+
+def _normalisation(path: str, asked: config_lib.Normalisation):
+  if asked is not config_lib.Normalisation.AUTO:
+    return _HALF if asked is config_lib.Normalisation.HALF else _IMAGENET
+  beside = pathlib.Path(path) / 'preprocessor_config.json'
+  if not beside.is_file():
+    raise LoadError(
+        f'config.init.image = {path}: has no preprocessor_config.json, which says how its images '
+        'were normalised; set --config.init.normalisation=imagenet (or half)')
+  content = files.read_json(beside)
+  mean, std = content.get('image_mean'), content.get('image_std')
+  if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
+    raise LoadError(f'{beside}: has no image_mean and image_std of three channels; set '
+                    '--config.init.normalisation=imagenet (or half)')
+  return mean, std
+
+
+def named(tensors: tables.Tensors) -> tables.Tensors:
+  """Under the names of the tables, without what is not the tower."""
+  found = {}
+  for name, tensor in tensors.items():
+    name = _PREFIX.sub('', name)
+    for pattern, replacement in _ALIASES:
+      name = re.sub(pattern, replacement, name)
+    if not _NOT_THE_TOWER.match(name):
+      found[name] = tensor
+  return found
+
+
+def layout_of(tensors: tables.Tensors, path: str) -> layouts.Layout:
+  for name, layout in (
+      ('embeddings.cls_token', layouts.Layout.HUB),
+      ('embedder.embedder.convolution.weight', layouts.Layout.HUB),
+      ('conv1.weight', layouts.Layout.TORCHVISION), ('class_token', layouts.Layout.TORCHVISION),
+      ('cls_token', layouts.Layout.TIMM)):
+    if name in tensors:
+      return layout
+  raise LoadError(
+      f'config.init.image = {path}: is no ViT or ResNet of transformers, torchvision or timm; its '
+      f'tensors are {", ".join(list(tensors)[:5])}, ...')
+
+
+def _require_config(path: str, group: str, **expected: Any) -> None:
+  """What no tensor shows: config.json, where there is one, must say the same."""
+  beside = pathlib.Path(path) / 'config.json'
+  if not beside.is_file():
+    return
+  content = files.read_json(beside)
+  for key, value in expected.items():
+    if content.get(key, value) != value:
+      fix = ('set --config.model.vit_epsilon to it' if group == 'vit' and key == 'layer_norm_eps'
+             else 'choose another tower, or other weights')
+      raise LoadError(f'{beside}: {key} is {content[key]}, the model has {value}; {fix}')
+
+
+def checked(fitted: tables.Fitted, tower: str, path: str, settings: config_lib.Config,
+) -> tables.Tensors:
+  """The arrays, if all fits or need not.
+
+  Raises:
+    LoadError: something does not fit, and `init.unfit` is `fail`.
+  """
+  problems = [f'{kind}: {", ".join(names)}' for kind, names in (
+      ('missing', fitted.missing), ('of another shape', fitted.misshapen),
+      ('without a place', fitted.unmatched)) if names]
+  if problems and settings.init.unfit is config_lib.Unfit.FAIL:
+    raise LoadError(
+        f'{path}: does not fit {tower}; '
+        f'{"; ".join(problems)}. Choose the tower of these weights, or let what does not fit '
+        'start fresh: --config.init.unfit=fresh')
+  print(f'{tower} from {path}: {len(fitted.arrays)} arrays'
+        + ''.join(f'\n  {problem}' for problem in problems), flush=True)
+  return fitted.arrays

@@ -1,0 +1,196 @@
+"""Imports: towers of transformers computed by JAX, and what is said of weights that do not fit."""
+
+import pickle
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
+
+import transformers  # noqa: E402
+
+import tiny  # noqa: E402
+from test_towers import _randomise  # noqa: E402
+from plan_jax import config as config_lib  # noqa: E402
+from plan_jax import inference  # noqa: E402
+from plan_jax import optim  # noqa: E402
+from plan_jax import step as step_lib  # noqa: E402
+from plan_jax.convert import __main__ as convert  # noqa: E402
+from plan_jax.convert import files  # noqa: E402
+from plan_jax.convert import layouts  # noqa: E402
+from plan_jax.convert import load  # noqa: E402
+from plan_jax.convert import tables  # noqa: E402
+from plan_jax.data import augment  # noqa: E402
+from plan_jax.data import tokenize  # noqa: E402
+
+TOLERANCE = 1e-5
+TEXTS = ['small left pleural effusion', 'no pneumothorax']
+IMAGENET = {'image_mean': [0.485, 0.456, 0.406], 'image_std': [0.229, 0.224, 0.225]}
+
+
+@pytest.fixture(scope='module')
+def vocabulary():
+  return tokenize.train_vocabulary(TEXTS * 3, size=120)
+
+
+@pytest.fixture(scope='module')
+def bert_dir(tmp_path_factory, vocabulary):
+  """A random BertModel of transformers with pooler, saved by it, and its vocabulary."""
+  path = tmp_path_factory.mktemp('bert')
+  model = _randomise(transformers.BertModel(transformers.BertConfig(
+      vocab_size=len(vocabulary), hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
+      intermediate_size=512, max_position_embeddings=20)))
+  model.save_pretrained(path)
+  (path / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n')
+  return path
+
+
+@pytest.fixture(scope='module', params=['resnet', 'vit'])
+def image_dir(request, tmp_path_factory):
+  """A random ResNetModel or ViTModel, the latter with ImageNet's normalisation."""
+  path = tmp_path_factory.mktemp(request.param)
+  if request.param == 'vit':
+    model = transformers.ViTModel(transformers.ViTConfig(
+        image_size=64, hidden_size=192, num_attention_heads=3, intermediate_size=768,
+        num_hidden_layers=12))
+    normalisation = IMAGENET
+  else:
+    model = transformers.ResNetModel(transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[32, 64, 128, 256], depths=[1] * 4, layer_type='basic'))
+    normalisation = {'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}
+  _randomise(model).save_pretrained(path)
+  transformers.ViTImageProcessor(size=64, **normalisation).save_pretrained(path)
+  return path
+
+
+@torch.no_grad()
+def test_imported_towers_equal_transformers(bert_dir, image_dir, tmp_path, capsys):
+  assert convert.main(['import', '--text', str(bert_dir), '--image', str(image_dir), '--out',
+                       str(tmp_path), '--set', 'data.image_size=64',
+                       '--set', 'model.joint_dim=16']) == 0, capsys.readouterr().err
+  ours = inference.load(tmp_path)
+  tokens = transformers.AutoTokenizer.from_pretrained(bert_dir)(
+      TEXTS, padding=True, return_tensors='pt')
+  hidden = transformers.AutoModel.from_pretrained(bert_dir).eval()(**tokens)[0]
+  is_piece = tokens['attention_mask'][..., None]
+  backbone = hidden[:, 0] + (hidden * is_piece).sum(1) / is_piece.sum(1)
+  assert _error(ours.encode_texts(TEXTS).backbone, backbone) < TOLERANCE
+
+  picture = np.random.default_rng(0).integers(0, 256, (73, 73), np.uint8)
+  frame = augment.eval_frame(picture, size=64)[0]
+  pixels = transformers.AutoImageProcessor.from_pretrained(image_dir)(
+      np.stack([frame] * 3, -1), return_tensors='pt')['pixel_values']
+  model = transformers.AutoModel.from_pretrained(image_dir).eval()
+  found = model(pixels)
+  backbone = (found.last_hidden_state[:, 0] if model.config.model_type == 'vit'
+              else found.pooler_output[:, :, 0, 0])
+  assert _error(ours.encode_images([picture], count=1).backbone, backbone) < TOLERANCE
+
+
+def _error(ours, theirs):
+  theirs = theirs.numpy()
+  assert ours.shape == theirs.shape
+  return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+def _settings(**init):
+  return tiny.config(data={'max_pieces': 12}, init=init)
+
+
+@pytest.fixture(scope='module')
+def state(vocabulary):
+  settings = _settings()
+  model = step_lib.build_model(settings, vocab_size=len(vocabulary))
+  return tiny.random_state(
+      model, optim.make_optimizer(settings.optim, total_steps=10), settings=settings)
+
+
+def test_a_run_starts_from_the_tower(bert_dir, vocabulary, state):
+  started = load.start(state, settings=_settings(text=str(bert_dir)), vocabulary=vocabulary)
+  theirs = files.read(bert_dir)
+  tower = started.params['text_tower']
+  np.testing.assert_array_equal(
+      tower['piece_embedding']['embedding'], theirs['embeddings.word_embeddings.weight'])
+  np.testing.assert_array_equal(  # cut to max_pieces; all pieces are of type 0
+      tower['position_embedding'], theirs['embeddings.position_embeddings.weight'][:12]
+      + theirs['embeddings.token_type_embeddings.weight'][0])
+  jax.tree.map(np.testing.assert_array_equal, started.ema, started.params)
+  jax.tree.map(np.testing.assert_array_equal, started.params['image_tower'],
+               state.params['image_tower'])
+  with pytest.raises(load.LoadError, match='another vocabulary'):
+    load.start(state, settings=_settings(text=str(bert_dir)), vocabulary=vocabulary[::-1])
+
+
+def test_what_does_not_fit_is_named(bert_dir, vocabulary, state, tmp_path):
+  tensors = files.read(bert_dir)
+  del tensors['encoder.layer.1.output.dense.weight']
+  tensors['encoder.layer.0.attention.self.query.bias'] = np.zeros(7, np.float32)
+  tensors['encoder.layer.2.extra'] = np.zeros(1, np.float32)
+  path = tmp_path / 'weights.safetensors'
+  files.write(path, tensors, dtype=files.Dtype.FLOAT32)
+  with pytest.raises(load.LoadError) as error:
+    load.start(state, settings=_settings(text=str(path)), vocabulary=vocabulary)
+  message = str(error.value)
+  assert 'missing: encoder.layer.1.output.dense.weight;' in message
+  assert 'attention.self.query.bias for params/text_tower' in message and '[7]' in message
+  assert 'without a place: encoder.layer.2.extra' in message and 'pooler' not in message
+
+  started = load.start(
+      state, settings=_settings(text=str(path), unfit='fresh'), vocabulary=vocabulary)
+  mlp, fresh = (s.params['text_tower']['stack']['blocks']['mlp'] for s in (started, state))
+  np.testing.assert_array_equal(mlp['dense_2']['kernel'], fresh['dense_2']['kernel'])
+  assert not np.array_equal(mlp['dense_1']['kernel'], fresh['dense_1']['kernel'])
+
+
+def test_files_of_pytorch_are_weights_only(bert_dir, tmp_path):
+  torch.save(transformers.AutoModel.from_pretrained(bert_dir).state_dict(),
+             tmp_path / 'pytorch_model.bin')
+  found, expected = files.read(tmp_path), files.read(bert_dir)
+  assert found.keys() == expected.keys()
+  for name, tensor in expected.items():
+    np.testing.assert_array_equal(found[name], tensor)
+
+  class Code:
+    def __reduce__(self):
+      return (open, (str(tmp_path / 'ran'), 'w'))
+
+  (tmp_path / 'evil.pt').write_bytes(pickle.dumps({'weight': Code()}))
+  with pytest.raises(files.FileError, match='more than tensors'):
+    files.read(tmp_path / 'evil.pt')
+  assert not (tmp_path / 'ran').exists()
+
+
+def test_positions_are_interpolated_as_pytorch_does_it():
+  rng = np.random.default_rng(0)
+  for old, new in ((14, 24), (14, 7), (3, 4)):
+    positions = rng.normal(size=(1, 1 + old**2, 5)).astype(np.float32)
+    ours = load.interpolate(positions, patches=new**2)
+    grid = torch.from_numpy(positions[0, 1:].reshape(old, old, 5).transpose(2, 0, 1).copy())[None]
+    theirs = torch.nn.functional.interpolate(grid, size=(new, new), mode='bicubic')
+    np.testing.assert_array_equal(ours[:, 0], positions[:, 0])
+    np.testing.assert_allclose(
+        ours[0, 1:].reshape(new, new, 5), theirs[0].permute(1, 2, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize('layout', [layouts.Layout.TIMM, layouts.Layout.TORCHVISION])
+def test_joint_names_of_query_key_and_value(layout):
+  rows = layouts.image_rows(config_lib.ImageVariant.VIT_TI16, layout)
+  rng, shapes = np.random.default_rng(0), {}
+  hub = layouts.image_rows(config_lib.ImageVariant.VIT_TI16, layouts.Layout.HUB)
+  model = tiny.config(model={'image': 'vit_ti16'})
+  shapes = load.shapes_of(jax.eval_shape(
+      lambda: step_lib.build_model(model, vocab_size=9).init(
+          {'params': jax.random.PRNGKey(0), 'dropout': jax.random.PRNGKey(0)},
+          step_lib.empty_batch(model.data, size=1), train=False)))
+  ours = {row.ours: rng.normal(size=shapes[row.ours]).astype(np.float32) for row in rows}
+  written = tables.write(rows, ours)
+  names = [name for name in written if 'qkv' in name or 'in_proj' in name]
+  assert len(names) == 24 and {written[name].shape[0] for name in names} == {3 * 192}
+  expected = tables.write(hub, ours)
+  np.testing.assert_array_equal(
+      written[names[0]][192:384], expected['encoder.layer.0.attention.attention.key.weight'])
+  fitted = tables.read(rows, written, shapes=shapes)
+  assert not (fitted.missing or fitted.unmatched or fitted.misshapen)
+  for path, array in ours.items():
+    np.testing.assert_array_equal(fitted.arrays[path], array)
