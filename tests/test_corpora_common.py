@@ -45,7 +45,7 @@ def test_tables_without_a_column_are_named(name, tmp_path, capsys):
     plain = path.suffix != '.gz'
     content = path.read_text() if plain else gzip.decompress(path.read_bytes()).decode()
     spoilt = 'first,second\n' + content.partition('\n')[2]
-    path.write_bytes(spoilt.encode() if plain else gzip.compress(spoilt.encode()))
+    path.write_bytes(spoilt.encode() if plain else gzip.compress(spoilt.encode(), mtime=0))
   assert corpus.run(name, root) == 2
   error = capsys.readouterr().err
   assert 'lacks the column' in error and 'it has: first, second' in error
@@ -62,11 +62,11 @@ def test_help_says_what_must_be_there(name, capsys):
 
 @pytest.mark.parametrize('content, message', [
     (b'\x1f\x8b\x08\x00cut', 'cannot be read'),
-    (gzip.compress(b'dicom_id,split\n' + b'a,train\n' * 9)[:-9], 'cannot be read'),
-    (gzip.compress(b'dicom_id,split\na,train,more\n'), 'line 2: more fields than the header has'),
-    (gzip.compress(b'dicom_id,split\n"a,train\n'), 'not CSV'),
-    (gzip.compress(b'dicom_id,split\n\xff,train\n'), 'not UTF-8'),
-    (gzip.compress(b''), 'lacks the column dicom_id, split'),
+    (gzip.compress(b'dicom_id,split\n' + b'a,train\n' * 9, mtime=0)[:-9], 'cannot be read'),
+    (gzip.compress(b'dicom_id,split\na,train,more\n', mtime=0), 'line 2: more fields than the header has'),
+    (gzip.compress(b'dicom_id,split\n"a,train\n', mtime=0), 'not CSV'),
+    (gzip.compress(b'dicom_id,split\n\xff,train\n', mtime=0), 'not UTF-8'),
+    (gzip.compress(b'', mtime=0), 'lacks the column dicom_id, split'),
 ])
 def test_damaged_tables_are_one_line(tmp_path, capsys, content, message):
   root = tmp_path / 'in'
@@ -81,7 +81,7 @@ def test_a_table_that_unpacks_to_far_more_is_refused_before(tmp_path, capsys, mo
   root = tmp_path / 'in'
   layouts.mimic_cxr(root)
   table = root / 'mimic-cxr-2.0.0-split.csv.gz'
-  table.write_bytes(gzip.compress(bytes(2**26)))  # one line
+  table.write_bytes(gzip.compress(bytes(2**26), mtime=0))  # one line
   tracemalloc.start()
   try:
     assert corpus.run('mimic_cxr', root) == 2
@@ -91,7 +91,7 @@ def test_a_table_that_unpacks_to_far_more_is_refused_before(tmp_path, capsys, mo
   error = capsys.readouterr().err
   assert 'split.csv.gz has a line of more than 1 million' in error and error.count('\n') == 1
   monkeypatch.setattr(tables, '_RATIO_FROM', 2**16)
-  table.write_bytes(gzip.compress(b'dicom_id,split\n' + b'\n' * 2**18))
+  table.write_bytes(gzip.compress(b'dicom_id,split\n' + b'\n' * 2**18, mtime=0))
   assert corpus.run('mimic_cxr', root) == 2
   error = capsys.readouterr().err
   assert 'split.csv.gz unpacks to more than 200 times its size' in error
