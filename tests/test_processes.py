@@ -182,7 +182,8 @@ def start(workdir, records, *, count, log='', devices=1):
     with open(f'{workdir}.{log}{i}.log', 'w') as out:
       running.append(subprocess.Popen(
           [sys.executable, '-m', 'plan_jax.train', '--config=configs/demo.py',
-           f'--workdir={workdir}', f'--config.data.records={records}', '--start-timeout=120', '--config.model.image=vit_ti16',
+           f'--workdir={workdir}', f'--config.data.records={records}', '--start-timeout=120',
+           '--config.model.image=vit_ti16',
            '--config.data.image_size=32', '--config.data.max_pieces=16', '--config.data.max_words=8',
            '--config.model.joint_dim=16', '--config.objective.name=convirt',
            # So small that what rounding does to one step does not grow over the next ones.

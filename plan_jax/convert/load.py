@@ -228,6 +228,11 @@ def named(tensors: tables.Tensors) -> tables.Tensors:
 
 
 def layout_of(tensors: tables.Tensors, path: str) -> layouts.Layout:
+  """Whose names an image tower's tensors have, by one that only that library uses.
+
+  Raises:
+    LoadError: none is known; the message shows some of the names.
+  """
   for name, layout in (
       ('embeddings.cls_token', layouts.Layout.HUB),
       ('embedder.embedder.convolution.weight', layouts.Layout.HUB),
