@@ -2,8 +2,9 @@
 
 import os
 
+import quick_to_compile
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Most of the tests' time is compiling: their programs need not be fast.
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-    ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
+os.environ['XLA_FLAGS'] = ' '.join([
+    os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
+    quick_to_compile.FLAGS])

@@ -16,6 +16,7 @@ from plan_jax import ablation
 from plan_jax import config as config_lib
 from plan_jax.data import prepare
 from plan_jax.evals import paired
+from tests import quick_to_compile
 
 ROOT = Path(__file__).parents[1]
 IMAGES, PHRASES = 60, 120
@@ -200,7 +201,7 @@ def records(tmp_path_factory):
 
 def test_a_grid_runs_and_continues(tmp_path, records, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
-  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setenv('XLA_FLAGS', quick_to_compile.FLAGS)
   path = tmp_path / 'grid.py'
   workdir = tmp_path / 'runs'
 

@@ -16,6 +16,7 @@ from plan_jax import metrics
 from plan_jax import processes
 from plan_jax import roll_call
 from plan_jax.data import prepare
+from tests import quick_to_compile
 from tests import small_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -172,9 +173,7 @@ def start(workdir, records, *, count, log='', devices=1):
       # What one start compiles the next one finds.
       'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-      # Compiling takes most of the time; the code need not be fast.
-      'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
-                   f'--xla_force_host_platform_device_count={devices}'}
+      'XLA_FLAGS': f'{quick_to_compile.FLAGS} --xla_force_host_platform_device_count={devices}'}
   port = free_port()
   running = []
   for i in range(count):

@@ -21,6 +21,7 @@ from plan_jax import config as config_lib
 from plan_jax import metrics
 from plan_jax import train
 from plan_jax.data import prepare
+from tests import quick_to_compile
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -52,7 +53,7 @@ def records(tmp_path_factory):
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
   """The compiled step is shared between the runs of this file."""
-  return {**os.environ, 'XLA_FLAGS': '',
+  return {**os.environ, 'XLA_FLAGS': quick_to_compile.FLAGS,
           'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
           'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5'}
 
