@@ -38,10 +38,10 @@ def test_all_stages_share_one_compilation(reference):
   assert history[2]['cells_per_word'] < history[0]['cells_per_word']
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
-  config = tiny.config()
-  before, _, _ = tiny.run(config, devices=1, steps=1)
-  after, history, _ = tiny.run(config, devices=1, steps=2, poison=1)
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(reference):
+  config, (_, _, train_step) = reference
+  before, _, _ = tiny.run(config, devices=1, steps=1, train_step=train_step)
+  after, history, _ = tiny.run(config, devices=1, steps=2, poison=1, train_step=train_step)
   assert int(after.skipped) == 1 and int(after.step) == 2
   assert np.isnan(history[1]['loss'])
   for name in ('params', 'batch_stats', 'ema', 'opt_state'):

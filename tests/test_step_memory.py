@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -16,10 +17,10 @@ from tests import tiny
 
 
 @functools.cache
-def one_step(*, chunks=1, remat='none', devices=1, image='vit_ti16'):
+def one_step(*, chunks=1, devices=1):
   """Metrics and mean gradients after steps of the last stage, short texts included; its bytes."""
   config = tiny.config(
-      model={'dropout': 0.0, 'remat': remat, 'image': image}, train={'chunks': chunks, 'batch_size': 32},
+      model={'dropout': 0.0, 'image': 'vit_ti16'}, train={'chunks': chunks, 'batch_size': 32},
       objective={'teacher': 'self'}, stages={'focus': {
           **config_lib.to_dict(config_lib.Config())['stages']['focus'], 'short_text_prob': 1.0}})
   mesh = mesh_lib.make_mesh(jax.devices()[:devices])
@@ -52,13 +53,40 @@ def test_parts_of_a_batch_give_the_plain_step(devices):
     assert of_parts < 0.5 * temporary
 
 
+@functools.cache
+def towers(*, image, remat='none'):
+  """Gradients of the towers by their parameters, both as one function of a batch; its bytes."""
+  config = tiny.config(
+      model={'dropout': 0.0, 'remat': remat, 'image': image}, train={'batch_size': 32})
+  model = step_lib.build_model(config, vocab_size=tiny.VOCAB_SIZE)
+  batch = tiny.batch(config)
+  variables = tiny.random_state(
+      model, optim.make_optimizer(config.optim, total_steps=1), settings=config)
+
+  # Random, of either sign, so that no gradient is 0 by symmetry.
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda x: (0.2 * rng.normal(size=x.shape)).astype(x.dtype), variables.params)
+
+  def loss(params):
+    features, _ = model.apply(
+        {'params': params, 'batch_stats': variables.batch_stats}, batch, train=True,
+        method=model.look, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+    return jnp.mean(jnp.sin(features.image.pixels)) + jnp.mean(jnp.sin(features.text.words))
+
+  compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+  return jax.device_get(compiled(params)), compiled.memory_analysis().temp_size_in_bytes
+
+
 @pytest.mark.parametrize('image, remat', [
     ('vit_ti16', 'dots'), ('vit_ti16', 'blocks'), ('resnet_tiny', 'blocks')])
 def test_rematerialised_towers_are_the_same(image, remat):
-  (metrics, _), temporary = one_step(image=image)
-  (other, _), less = one_step(remat=remat, image=image)
-  for name, value in metrics.items():
-    assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+  gradients, temporary = towers(image=image)
+  other, less = towers(image=image, remat=remat)
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+  assert largest > 1e-2
+  for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(gradients), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5 * largest)
   print(f'{image}, {remat}: {less / temporary:.2f} of the memory')
   if image == 'vit_ti16' and remat == 'blocks':
     assert less < 0.8 * temporary

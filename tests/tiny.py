@@ -1,6 +1,7 @@
 """A config, batches and records small enough for tests."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any, Callable, Sequence
 
@@ -82,15 +83,33 @@ def save_checkpoint(
   store.close()
 
 
-def run(config, *, devices, steps, stage_steps=None, poison=None):
-  """Losses and parameters after `steps`; step k runs with the stage of stage_steps[k]."""
+@functools.cache
+def first_state(config) -> step_lib.TrainState:
+  """The state of step 0, on the host: compiled once for any number of devices."""
+  model = step_lib.build_model(config, vocab_size=VOCAB_SIZE)
+  optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
+  return jax.device_get(jax.jit(lambda: step_lib.init_state(model, optimizer, config=config))())
+
+
+def make_step(config, *, devices):
+  """The train step on that many devices, not yet compiled."""
+  return step_lib.make_train_step(
+      step_lib.build_model(config, vocab_size=VOCAB_SIZE),
+      optim.make_optimizer(config.optim, total_steps=config.train.steps),
+      config=config, mesh=mesh_lib.make_mesh(jax.devices()[:devices]))
+
+
+def run(config, *, devices, steps, stage_steps=None, poison=None, train_step=None):
+  """State, metrics of each step and train step after `steps`; step k runs with the stage of
+  stage_steps[k], step `poison` with a loss that is not finite."""
   mesh = mesh_lib.make_mesh(jax.devices()[:devices])
   model = step_lib.build_model(config, vocab_size=VOCAB_SIZE)
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
-  state = jax.jit(lambda: step_lib.init_state(model, optimizer, config=config),
-                  out_shardings=step_lib.state_shardings(
-                      model, optimizer, config=config, mesh=mesh))()
-  train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
+  split = dataclasses.replace(config.train, sharding=config_lib.Sharding.REPLICATED)
+  state = jax.device_put(
+      first_state(dataclasses.replace(config, train=split)),
+      step_lib.state_shardings(model, optimizer, config=config, mesh=mesh))
+  train_step = train_step or make_step(config, devices=devices)
   schedule = stages.schedule(config.stages, total_steps=config.train.steps)
   history = []
   for k in range(steps):
