@@ -26,7 +26,7 @@ from tests import quick_to_compile
 ROOT = Path(__file__).parents[1]
 STEPS = 40
 TINY = [
-    '--config.data.image_size=64', '--config.data.max_pieces=48', '--config.data.max_words=32',
+    '--config.data.image_size=32', '--config.data.max_pieces=48', '--config.data.max_words=32',
     '--config.model.joint_dim=16', f'--config.train.steps={STEPS}', '--config.train.batch_size=4',
     '--config.train.log_every=1', '--config.train.eval_every=20', '--config.train.eval_pairs=8',
     '--config.train.checkpoint_every=10', '--config.train.keep_newest=1',

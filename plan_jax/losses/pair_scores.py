@@ -14,7 +14,7 @@ import functools
 import einops
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from plan_jax import shapes
 from plan_jax.losses import contrastive
@@ -107,24 +107,67 @@ def blockwise(
   lengths = jnp.max(jnp.where(is_word, jnp.arange(1, is_word.shape[1] + 1), 0), axis=1)
   order = jnp.argsort(lengths)
   words, is_word, lengths = (
-      jnp.take(x, order, axis=0) for x in (words.astype(jnp.float32), is_word, lengths))
-  reports = jax.tree.map(
-      lambda x: einops.rearrange(x, '(n j) ... -> n j ...', j=tile.reports),
-      (words, is_word, lengths))
-  images = jax.tree.map(
-      lambda x: einops.rearrange(x, '(n i) ... -> n i ...', i=tile.images), (pixels, is_pixel))
+      einops.rearrange(jnp.take(x, order, axis=0), '(n j) ... -> n j ...', j=tile.reports)
+      for x in (words.astype(jnp.float32), is_word, lengths))
+  pixels, is_pixel = (
+      einops.rearrange(x, '(m i) ... -> m i ...', i=tile.images)
+      for x in (pixels.astype(jnp.float32), is_pixel))
+  scores = _tiled(words, pixels, look, is_word, is_pixel, jnp.max(lengths, axis=1))
+  return einops.rearrange(scores, 'n m i j -> (m i) (n j)')[:, jnp.argsort(order)]
 
-  # The backward pass computes a tile again: what is kept of it are its inputs, which all
-  # tiles share, and not what a branch of the switch inside was given.
-  @jax.checkpoint
-  def of_tile(reports, images, look):
-    return _tile_scores(*reports, *images, look=look)
 
-  def of_images(images):
-    return jax.lax.map(lambda reports: of_tile(reports, images, look), reports)
+@jax.custom_vjp
+def _tiled(
+    words: Float[Array, 'n j t d'],
+    pixels: Float[Array, 'm i p d'],
+    look: word_pixel.Look,
+    is_word: Bool[Array, 'n j t'],
+    is_pixel: Bool[Array, 'm i p'],
+    most: Int[Array, 'n'],
+) -> Float[Array, 'n m i j']:
+  """All tiles, one after the other; `most` words are in the longest report of a tile."""
 
-  scores = jax.lax.map(of_images, images)
-  return einops.rearrange(scores, 'n m i j -> (n i) (m j)')[:, jnp.argsort(order)]
+  def of_reports(reports):
+    words, is_word, most = reports
+    return jax.lax.map(
+        lambda images: _at_rung(_scores_cut_to, most, words, *images, look, is_word), images)
+
+  images = pixels, is_pixel
+  return jax.lax.map(of_reports, (words, is_word, most))
+
+
+def _tiled_forward(*arguments):
+  return _tiled(*arguments), arguments
+
+
+def _tiled_backward(arguments, d_scores):
+  # Written out: autodiff of the loops would compute a tile twice again, for the loop and for
+  # the branch of its length, and keep one gradient of all words for each image.
+  words, pixels, look, is_word, is_pixel, most = arguments
+
+  def of_reports(carry, reports):
+    words, is_word, most, d_scores = reports
+
+    def of_images(carry, images):
+      d_words, d_look = carry
+      pixels, is_pixel, d_pixels, d_scores = images
+      more = _at_rung(
+          _pull_cut_to, most, words, pixels, is_pixel, look, is_word, d_scores)
+      d_words, d_look = jax.tree.map(jnp.add, (d_words, d_look), (more[0], more[2]))
+      return (d_words, d_look), d_pixels + more[1]
+
+    d_pixels, d_look = carry
+    (d_words, d_look), d_pixels = jax.lax.scan(
+        of_images, (jnp.zeros_like(words), d_look), (pixels, is_pixel, d_pixels, d_scores))
+    return (d_pixels, d_look), d_words
+
+  zeros = jax.tree.map(jnp.zeros_like, (pixels, look))
+  (d_pixels, d_look), d_words = jax.lax.scan(
+      of_reports, zeros, (words, is_word, most, d_scores))
+  return d_words, d_pixels, d_look, None, None, None
+
+
+_tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
 def ring(
@@ -193,21 +236,26 @@ def _to_next(values, axis: str):
   return jax.lax.ppermute(values, axis, [(k, (k - 1) % size) for k in range(size)])
 
 
-def _tile_scores(words, is_word, lengths, pixels, is_pixel, *, look) -> Float[Array, 'i j']:
-  """A tile, its words cut to the first rung of a ladder that holds the longest report."""
-  most = words.shape[1]
-  rungs = sorted({min(most, -(-most * k // (8 * _RUNGS)) * 8) for k in range(1, _RUNGS + 1)})
+def _at_rung(function, most, words, *arguments):
+  """`function` of the first rung of a ladder that holds `most` words."""
+  length = words.shape[1]
+  rungs = sorted({min(length, -(-length * k // (8 * _RUNGS)) * 8) for k in range(1, _RUNGS + 1)})
+  first = jnp.sum(most > jnp.array(rungs[:-1], most.dtype))
+  return jax.lax.switch(
+      first, [functools.partial(function, rung) for rung in rungs], words, *arguments)
 
-  def cut(rung):
-    @jax.checkpoint
-    def scores(words, is_word, pixels, is_pixel, look):
-      return reference(words[:, :rung], pixels, is_word=is_word[:, :rung], is_pixel=is_pixel,
-                       look=look)
-    return scores
 
-  first = jnp.sum(jnp.max(lengths) > jnp.array(rungs[:-1], lengths.dtype))
-  return jax.lax.switch(first, [cut(rung) for rung in rungs], words, is_word, pixels, is_pixel,
-                        look)
+def _scores_cut_to(rung, words, pixels, is_pixel, look, is_word):
+  return reference(
+      words[:, :rung], pixels, is_word=is_word[:, :rung], is_pixel=is_pixel, look=look)
+
+
+def _pull_cut_to(rung, words, pixels, is_pixel, look, is_word, d_scores):
+  """Gradients by words, pixels and look."""
+  _, pull = jax.vjp(
+      lambda words, pixels, look: _scores_cut_to(rung, words, pixels, is_pixel, look, is_word),
+      words, pixels, look)
+  return pull(d_scores)
 
 
 def _image_scores(words, pixels, *, is_word, is_pixel, look) -> Float[Array, 'j']:
@@ -216,8 +264,9 @@ def _image_scores(words, pixels, *, is_word, is_pixel, look) -> Float[Array, 'j'
   if look.relation is None and look.rounds == 1 and len(pixels) < words.shape[-1]:
     cosine = _gram_cosine(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look)
   else:
-    match = word_pixel.relate(words, pixels, look=look, is_word=is_word, is_pixel=is_pixel)
-    cosine = jnp.einsum('jtd,jtd->jt', contrastive.unit(words), match.regions)
+    *_, regions = word_pixel.summed(
+        words, pixels, look=look, is_word=is_word, is_pixel=is_pixel)
+    cosine = contrastive.cosine(words, regions)
   return contrastive.masked_logsumexp(WORD_SHARPNESS * cosine, where=is_word, axis=-1)
 
 
@@ -230,13 +279,7 @@ def _gram_cosine(words, pixels, *, is_word, is_pixel, look) -> Float[Array, 'j t
   weights = look.attend(similarity, is_word=is_word, is_pixel=is_pixel)
   dot = jnp.sum(weights * similarity, axis=-1)
   square = _quadratic(weights, jnp.einsum('pd,qd->pq', pixels, pixels))
-  return dot * _rsqrt(square) * _rsqrt(jnp.sum(jnp.square(words), axis=-1))
-
-
-def _rsqrt(square):
-  """1 / sqrt as `contrastive.unit` takes it: 0, without gradient, of a vector of zeros."""
-  is_zero = square < 1e-12
-  return jnp.where(is_zero, 0.0, jax.lax.rsqrt(jnp.where(is_zero, 1.0, square)))
+  return dot * contrastive.rsqrt(square) * contrastive.rsqrt(jnp.sum(jnp.square(words), axis=-1))
 
 
 @jax.custom_vjp

@@ -200,6 +200,16 @@ def relate(
 
   Source: method (3), (6), (17b).
   """
+  similarity, weights, regions = summed(
+      words, pixels, look=look, is_word=is_word, is_pixel=is_pixel)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  return Match(
+      similarity=similarity, weights=weights / jnp.where(total > 0, total, 1.0),
+      regions=contrastive.unit(regions))
+
+
+def summed(words, pixels, *, look: Look, is_word, is_pixel):
+  """As `relate`, the weights and regions (weighted sums) before they are normalised."""
   words, pixels = words.astype(jnp.float32), pixels.astype(jnp.float32)
   queries = words
   for left in reversed(range(look.rounds)):
@@ -207,13 +217,11 @@ def relate(
       queries = queries + queries @ look.relation.astype(jnp.float32)
     similarity = jnp.einsum('...td,...pd->...tp', queries, pixels)
     weights = look.attend(similarity, is_word=is_word, is_pixel=is_pixel)
-    regions = contrastive.unit(jnp.einsum('...tp,...pd->...td', weights, pixels))
+    regions = jnp.einsum('...tp,...pd->...td', weights, pixels)
     if left:
-      words = contrastive.unit(words + regions)
+      words = contrastive.unit(words + contrastive.unit(regions))
       queries = words
-  total = jnp.sum(weights, axis=-1, keepdims=True)
-  return Match(
-      similarity=similarity, weights=weights / jnp.where(total > 0, total, 1.0), regions=regions)
+  return similarity, weights, regions
 
 
 def word_negatives(

@@ -54,9 +54,28 @@ def attend(
   The second softmax is not divided by its sum (see `word_pixel.Attend`); its logits lie in
   0..SHARPNESS.
   """
-  share = jax.nn.softmax(jnp.where(is_word[..., None], similarity, -1e30), axis=-2)
+  share = _softmax_over_words(jnp.where(is_word[..., None], similarity, -1e30))
   is_real = is_word[..., None] & is_pixel[..., None, :]
   return jnp.where(is_real, jnp.exp(SHARPNESS * share), 0.0)
 
+
+@jax.custom_vjp
+def _softmax_over_words(logits: Float[Array, '... t p']) -> Float[Array, '... t p']:
+  return jax.nn.softmax(logits, axis=-2)
+
+
+def _softmax_forward(logits):
+  share = _softmax_over_words(logits)
+  return share, share
+
+
+def _softmax_backward(share, g):
+  # The product is used twice: XLA then keeps it, and does not sum products of two arrays over
+  # words, for which its code for CPUs takes ten times as long.
+  product = share * g
+  return (product - share * jnp.sum(product, axis=-2, keepdims=True),)
+
+
+_softmax_over_words.defvjp(_softmax_forward, _softmax_backward)
 
 LOOK = word_pixel.Look(relation=None, attend=jax.tree_util.Partial(attend))
