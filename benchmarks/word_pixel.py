@@ -60,7 +60,7 @@ def _jax(text, image, lengths, *, algorithm: str) -> measure.Result:
   def loss(text, image):
     return 2 * cross_pair.batch_loss(
         text, image, is_word=is_word, is_pixel=is_pixel, look=gloria.LOOK, is_global=True,
-        mib=2, mesh=mesh, algorithm=chosen)
+        mib=8, mesh=mesh, algorithm=chosen)
 
   text, image = jax.device_put((text, image))
   compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(text, image).compile()

@@ -116,7 +116,7 @@ def test_the_last_checkpoint_of_each_stage_is_kept(straight):
 def test_a_checkpoint_explains_itself_and_loads(straight):
   about = checkpoint.read_about(straight[0] / 'checkpoints' / '8')
   assert about['stage'] == 'discover' and about['examples_seen'] == 8 * 4
-  assert config_lib.resolve(about['config']).data.image_size == 64
+  assert config_lib.resolve(about['config']).data.image_size == 32
   assert about['vocabulary'][0] == '[PAD]' and about['versions']['jax']
   model = plan_jax.load(straight[0])
   scores = model.similarity([np.full((90, 70), 99, np.uint8)], ['no pneumothorax', 'clear lungs'])
@@ -178,7 +178,7 @@ def test_sigterm_saves_and_the_same_command_continues(straight, tmp_path, record
 
 
 def refused(records, workdir, **changes):
-  values = {'data': {'records': str(records), 'image_size': 64, 'max_pieces': 48, 'max_words': 32},
+  values = {'data': {'records': str(records), 'image_size': 32, 'max_pieces': 48, 'max_words': 32},
             'model': {'image': 'resnet_tiny', 'text': 'bert_tiny', 'joint_dim': 16},
             'train': {'steps': STEPS, 'batch_size': 8}}
   for group, settings in changes.items():
