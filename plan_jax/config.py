@@ -282,6 +282,16 @@ class Stages:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerOptim:
+  """The pace of one tower beside the heads', for pretrained ones (docs/convert.md)."""
+
+  freeze: bool = False  # it stays as it is: no update, no decay, no dropout, running statistics
+  lr_scale: float = 1.0  # times `optim.lr`
+  layer_decay: float = 1.0  # times this from each layer to the one before it
+  warmup: float = 0.0  # share of all steps, where that is longer than `optim.warmup`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
   """AdamW with linear warm-up and cosine decay."""
 
@@ -292,6 +302,8 @@ class Optim:
   b1: float = 0.9
   b2: float = 0.999
   clip_norm: float = 1.0
+  image: TowerOptim = TowerOptim()
+  text: TowerOptim = TowerOptim()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,14 @@ def broken(config: Any) -> list[str]:
   require(config.evaluation.max_pairs >= 1, 'evaluation.max_pairs', 'must be at least 1')
   require(config.evaluation.pictures >= 0, 'evaluation.pictures', 'must not be negative')
   require(0 <= config.optim.warmup < 1, 'optim.warmup', 'is a share of all steps, in [0, 1)')
+  for tower in ('image', 'text'):
+    pace, key = getattr(config.optim, tower), f'optim.{tower}'
+    require(pace.lr_scale > 0, f'{key}.lr_scale',
+            f'must be positive; config.{key}.freeze=True keeps a tower as it is')
+    require(0 < pace.layer_decay <= 1, f'{key}.layer_decay', 'must lie in (0, 1]')
+    require(0 <= pace.warmup < 1, f'{key}.warmup', 'is a share of all steps, in [0, 1)')
+    require(not pace.freeze or pace == dataclasses.replace(type(pace)(), freeze=True),
+            f'{key}.freeze', 'leaves no place for lr_scale, layer_decay or warmup; choose')
   require(train.chunks == 1 or is_vit, 'train.chunks',
           "must be 1 with a ResNet, whose BatchNorm would see part by part; use a ViT, or "
           "model.remat = 'blocks' to save memory")

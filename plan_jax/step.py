@@ -67,6 +67,8 @@ def build_model(config: config_lib.Config, *, vocab_size: int) -> plan_model.Pla
       max_pieces=config.data.max_pieces,
       dtype=compute_dtype(config.train.precision),
       prototypes=mgca.PROTOTYPES if config.objective.name is config_lib.ObjectiveName.MGCA else 0,
+      frozen=frozenset(
+          name for name in ('image', 'text') if getattr(config.optim, name).freeze),
   )
 
 

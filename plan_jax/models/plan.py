@@ -26,7 +26,7 @@ Dtype = Any
 
 def make_model(
     settings: config.Model, *, vocab_size: int, max_pieces: int, dtype: Dtype,
-    prototypes: int = 0,
+    prototypes: int = 0, frozen: frozenset[str] = frozenset(),
 ) -> 'PlanModel':
   """The model of these settings.
 
@@ -36,13 +36,14 @@ def make_model(
     max_pieces: longest report, pieces.
     dtype: compute dtype of towers and heads; parameters and outputs are fp32.
     prototypes: how many vectors of the joint space are learned besides (MGCA).
+    frozen: which towers, 'image' or 'text', are in training as in inference.
 
   Raises:
     ValueError: if there is no such pixel stage.
   """
   if settings.pixel_stage not in (2, 3, 4):
     raise ValueError(f'model.pixel_stage is {settings.pixel_stage}; use 2, 3 or 4')
-  return PlanModel(settings, vocab_size, max_pieces, dtype, prototypes)
+  return PlanModel(settings, vocab_size, max_pieces, dtype, prototypes, frozen)
 
 
 def grid_shape(settings: config.Model, image_size: int) -> tuple[int, int]:
@@ -103,6 +104,7 @@ class PlanModel(nn.Module):
   max_pieces: int
   dtype: Dtype
   prototypes: int = 0
+  frozen: frozenset[str] = frozenset()
 
   def setup(self):
     settings = self.settings
@@ -180,15 +182,17 @@ class PlanModel(nn.Module):
     Args:
       image: grey values 0..255; what lies outside `extent` is ignored.
       extent: (y0, x0, y1, x1) of the real pixels, end exclusive; may be empty.
-      train: BatchNorm uses and updates batch statistics.
+      train: BatchNorm uses and updates batch statistics, but in a frozen tower.
     """
     image = normalise_image(image, extent)
+    features = self.image_tower(image, extent, train=train and 'image' not in self.frozen)
+    if 'image' in self.frozen:  # so no backward pass is made for it
+      features = jax.lax.stop_gradient(features)
     if self.settings.image in vit.VARIANTS:
-      tokens = self.image_tower(image, extent, train=train)
+      tokens = features
       return Seen(pooled=tokens.pooled, pixels=tokens.patches, is_pixel=tokens.is_patch,
                   attention=tokens.attention)
-    maps = self.image_tower(image, extent, train=train)
-    index = self.settings.pixel_stage - 1
+    maps, index = features, self.settings.pixel_stage - 1
     # As it is: the last map's semantics added top-down (FPN) let each cell see the whole
     # image, and words no longer needed to look in the right place (docs/method.md).
     pixels = einops.rearrange(maps.stages[index], 'b h w c -> b (h w) c')
@@ -245,14 +249,16 @@ class PlanModel(nn.Module):
       pieces: [CLS] pieces... [SEP], then 0.
       piece_word: word of each piece, or -1.
       word_form: -1 where there is no word.
-      train: with dropout.
+      train: with dropout, but in a frozen tower.
       keep: reports are read as if they consisted of these words only (see
         `bert.delete_words`); None reads them in full.
     """
     if keep is not None:
       short = bert.delete_words(pieces, piece_word, keep=keep & (word_form >= 0))
       pieces, piece_word = short.pieces, short.piece_word
-    tokens = self.text_tower(pieces, train=train)
+    tokens = self.text_tower(pieces, train=train and 'text' not in self.frozen)
+    if 'text' in self.frozen:
+      tokens = jax.lax.stop_gradient(tokens)
     hidden = tokens.hidden
     word_of = jax.nn.one_hot(piece_word, word_form.shape[1], dtype=hidden.dtype)
     words = jnp.einsum('bst,bsc->btc', word_of, hidden, precision='highest',
