@@ -1,4 +1,4 @@
-"""PyTorch: a linear probe on an exported image tower, then both fine-tuned. No JAX in it.
+"""PyTorch: a linear probe on an exported image tower, then both fine-tuned. The model runs without JAX.
 
 Needs what `bash launch/run.sh` leaves, and its export:
   python -m plan_jax.convert export --checkpoint runs/demo --out exported
