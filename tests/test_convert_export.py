@@ -33,25 +33,6 @@ ARMS = {
 }
 
 
-def _random(variables):
-  """Weights that leave no term trivial."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, x):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    noise = rng.normal(size=x.shape).astype(np.float32)
-    if name.endswith('var'):
-      return 0.5 + np.abs(noise)
-    if name.endswith('scale'):
-      return 1 + 0.2 * noise
-    if name.endswith('kernel'):
-      fan_in = x.size // x.shape[-1] if 'blocks' not in name else x.shape[1]
-      return noise * np.float32(1.4 / np.sqrt(fan_in))
-    return 0.2 * noise
-
-  return jax.tree_util.tree_map_with_path(draw, variables)
-
-
 @pytest.fixture(scope='module', params=ARMS)
 def exported(request, tmp_path_factory):
   """A checkpoint as JAX loads it, and its export."""
@@ -59,7 +40,7 @@ def exported(request, tmp_path_factory):
   vocabulary = tokenize.train_vocabulary(TEXTS * 3, size=150)
   settings = tiny.config(data={'max_pieces': 20, 'max_words': 12}, **ARMS[request.param])
   tiny.save_checkpoint(
-      directory / 'run', vocabulary=vocabulary, settings=settings, draw=_random)
+      directory / 'run', vocabulary=vocabulary, settings=settings, draw=tiny.random_weights)
   assert convert.main(
       ['export', '--checkpoint', str(directory / 'run'), '--out', str(directory / 'out')]) == 0
   return inference.load(directory / 'run'), directory / 'out'

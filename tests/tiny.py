@@ -83,6 +83,25 @@ def save_checkpoint(
   store.close()
 
 
+def random_weights(variables):
+  """Others that leave no term trivial, for `save_checkpoint`."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    noise = rng.normal(size=x.shape).astype(np.float32)
+    if name.endswith('var'):
+      return 0.5 + np.abs(noise)
+    if name.endswith('scale'):
+      return 1 + 0.2 * noise
+    if name.endswith('kernel'):
+      fan_in = x.size // x.shape[-1] if 'blocks' not in name else x.shape[1]
+      return noise * np.float32(1.4 / np.sqrt(fan_in))
+    return 0.2 * noise
+
+  return jax.tree_util.tree_map_with_path(draw, variables)
+
+
 @functools.cache
 def first_state(config) -> step_lib.TrainState:
   """The state of step 0, on the host: compiled once for any number of devices."""
