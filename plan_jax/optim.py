@@ -28,9 +28,10 @@ def learning_rate(settings: config.Optim, *, total_steps: int) -> optax.Schedule
 
 
 def make_optimizer(settings: config.Optim, *, total_steps: int) -> optax.GradientTransformation:
-  """AdamW on clipped gradients; what has one axis or none (norms, most biases) is not decayed.
+  """AdamW on clipped gradients; what has one axis or none is not decayed.
 
-  Biases of queries, keys and values have two axes (heads, width), so they are. A frozen tower
+  So norms and biases of heads, embeddings and ResNets are not; those of transformer blocks, which are
+  stacked and so have an axis more, are. A frozen tower
   gets no update, no weight decay, and no moments; its gradients do not count in the clipping.
   What `settings.image` and `settings.text` say of the pace scales the whole update of a tower,
   weight decay included.

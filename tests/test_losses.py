@@ -90,6 +90,22 @@ def test_unit_of_zero_is_zero_with_zero_gradient():
 # ---- (3)-(6)
 
 
+def test_cosine_and_its_gradients():
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=(2, 5, 7)).astype(np.float32)
+  a[1], b[2] = 0, 0  # no direction: 0, without gradient
+
+  def plain(a, b):
+    return jnp.sum(contrastive.unit(a) * contrastive.unit(b), axis=-1)
+
+  weights = np.arange(1.0, 6.0, dtype=np.float32)
+  np.testing.assert_allclose(contrastive.cosine(a, b), plain(a, b), atol=1e-6)
+  ours, theirs = (jax.grad(lambda *x, f=f: f(*x) @ weights, argnums=(0, 1))(a, b)
+                  for f in (contrastive.cosine, plain))
+  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  assert not np.any(ours[0][1:3]) and not np.any(ours[1][1:3])
+
+
 def test_relation_bends_the_similarity():
   words, pixels, is_word, is_pixel = features()
   delta = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)

@@ -208,8 +208,15 @@ def relate(
       regions=contrastive.unit(regions))
 
 
-def summed(words, pixels, *, look: Look, is_word, is_pixel):
-  """As `relate`, the weights and regions (weighted sums) before they are normalised."""
+def summed(
+    words: Float[Array, '... t d'],
+    pixels: Float[Array, '... p d'],
+    *,
+    look: Look,
+    is_word: Bool[Array, '... t'],
+    is_pixel: Bool[Array, '... p'],
+) -> tuple[Float[Array, '... t p'], Float[Array, '... t p'], Float[Array, '... t d']]:
+  """As `relate`: similarities, and weights and regions (weighted sums) before normalisation."""
   words, pixels = words.astype(jnp.float32), pixels.astype(jnp.float32)
   queries = words
   for left in reversed(range(look.rounds)):
