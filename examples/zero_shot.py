@@ -12,11 +12,14 @@ from plan_jax.data import records
 model = plan_jax.load('runs/demo')
 test = list(records.Records('runs/demo/records', 'test'))
 
-# %% Which of the two reports is each image nearer to?
-yes = 'FINDINGS: Small left pleural effusion. IMPRESSION: Small left pleural effusion.'
-no = 'FINDINGS: No pleural effusion. IMPRESSION: No pleural effusion.'
-with_effusion, without = model.similarity([x.image for x in test], [yes, no]).T
-scores = with_effusion - without
+# %% Which reports is each image nearer to? Several wordings: one would ask for its side and size too.
+yes = ['There is a moderate right pleural effusion.', 'A small left pleural effusion.',
+       'Large bilateral pleural effusions are present.']
+no = ['No pleural effusion.', 'The costophrenic angles are sharp.',
+      'There is no evidence of pleural fluid.']
+reports = [f'FINDINGS: {x} IMPRESSION: {x}' for x in yes + no]
+nearness = model.similarity([x.image for x in test], reports)
+scores = nearness[:, :len(yes)].mean(axis=1) - nearness[:, len(yes):].mean(axis=1)
 
 # %%
 truth = ['pleural effusion' in x.labels for x in test]
