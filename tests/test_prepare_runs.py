@@ -93,6 +93,24 @@ def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch):
   assert pack.run(manifest, tmp_path / 'out') == 0
 
 
+def test_a_second_run_in_the_same_directory_is_kept_out(tmp_path, capsys, monkeypatch):
+  statuses = []
+
+  def start_another(item, **options):
+    statuses.append(pack.run(manifest, out))
+    return make(item, **options)
+
+  make, out = images.make, tmp_path / 'out'
+  manifest = pack.pairs(tmp_path / 'in', 1)
+  with monkeypatch.context() as patch:
+    patch.setattr(images, 'make', start_another)
+    assert pack.run(manifest, out) == 0
+  assert statuses == [2]
+  error = capsys.readouterr().err
+  assert f'error: --out {out}: another run is writing there' in error and 'Traceback' not in error
+  assert not (out / '.parts').exists() and pack.run(manifest, out) == 0
+
+
 def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
   def full(*_, **__):  # as ArrayRecord says it
     raise RuntimeError('write() failed: No space left on device; writing x.tmp1')
