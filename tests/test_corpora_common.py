@@ -116,10 +116,12 @@ print(len(train), train[0]['image'].shape, train[0]['labels'][0].decode())
   assert done.stdout.strip() == '8 (48, 40, 1) atelectasis', done.stderr
 
 
-def test_inspect_finds_nothing_wrong(tmp_path):
+def test_inspect_finds_nothing_wrong(tmp_path, capsys):
   # Rows left out, annotated images without boxes, marks of all kinds:
   corpus.made('vindr', tmp_path)
   assert inspect.main([str(tmp_path / 'out')]) == 0
+  printed = capsys.readouterr().out
+  assert 'Rows left out' in printed and '  box_of_another_reader     6\n' in printed
 
 
 @pytest.mark.parametrize('manifests, options, rows', [
