@@ -7,6 +7,7 @@ import pytest
 import corpus_layouts as layouts
 import corpus_runs as corpus
 from plan_jax.data import records
+from plan_jax.data import sheet
 
 
 def test_nih(tmp_path):
@@ -127,3 +128,11 @@ def test_a_contact_sheet_of_boxes(tmp_path):
   corpus.made('rsna', tmp_path, '--preview', str(tmp_path / 'sheet.png'))
   page = cv2.imread(str(tmp_path / 'sheet.png'))
   assert page.shape[1] == 6 * 166 and (page.max(axis=2) != page.min(axis=2)).any()
+
+
+def test_a_sheet_says_how_many_classes_it_does_not_show():
+  red, white = (0, 0, 255), (255, 255, 255)
+  assert sheet._captions({'a': red, 'b': red}, ('b', 'c', 'd')) == [
+      ('a', red), ('b', red), ('c', white), ('d', white)]
+  assert sheet._captions({'a': red, 'b': red}, ('c', 'd', 'e')) == [
+      ('a', red), ('b', red), ('c', white), ('and 2 more', white)]

@@ -97,6 +97,31 @@ def test_a_table_that_unpacks_to_far_more_is_refused_before(tmp_path, capsys, mo
   assert 'split.csv.gz unpacks to more than 200 times its size' in error
 
 
+def test_a_folder_without_pictures_says_what_is_needed(tmp_path, capsys):
+  (tmp_path / 'in').mkdir()
+  assert corpus.run('folder', tmp_path / 'in') == 2
+  error = capsys.readouterr().err
+  assert 'holds nothing that folder reads' in error and corpora.CORPORA['folder'].layout in error
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--preview', 'nowhere/sheet.png'], '--preview nowhere/sheet.png: its folder does not exist'),
+    (['--vocab', 'nowhere'], 'nowhere: cannot be read'),
+    (['--only-ids', 'nowhere'], 'list of ids nowhere cannot be read')])
+def test_options_are_looked_at_before_the_tables_are_read(tmp_path, capsys, options, message):
+  (tmp_path / 'in').mkdir()
+  layouts.mimic_cxr(tmp_path / 'in')
+  assert corpus.run('mimic_cxr', tmp_path / 'in', *options) == 2
+  printed, error = capsys.readouterr()
+  assert message in error and 'Reading' not in printed
+
+
+def test_an_unknown_view_is_answered_with_the_known_ones(tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    corpus.run('mimic_cxr', tmp_path, '--views', 'side')
+  assert "(choose from 'frontal', 'lateral', 'all')" in capsys.readouterr().err
+
+
 def test_two_tables_of_one_kind_are_named(tmp_path, capsys):
   root = tmp_path / 'in'
   layouts.mimic_cxr(root)

@@ -183,7 +183,7 @@ def add_source(parser: argparse.ArgumentParser, corpus: base.Corpus) -> None:
         help='folder of the reports (default: --root)')
   if corpus.has_views:
     parser.add_argument(
-        '--views', choices=list(base.Views), default='frontal',
+        '--views', choices=list(map(str, base.Views)), default='frontal',
         help='which views are taken (default: %(default)s)')
   if corpus.labelers:
     parser.add_argument(

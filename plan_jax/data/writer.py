@@ -321,7 +321,7 @@ def _fail(rejects: Sequence[rows_lib.Reject], directory: pathlib.Path, why: str)
   reasons, hint = {reject.reason for reject in rejects}, ''
   if rows_lib.Reason.MISSING_FILE in reasons:
     hint = ("\nPaths count from a manifest's folder or from --image-root; where the files of a "
-            'corpus must lie, its --help says.')
+            'corpus must lie, its --help says; --dry-run shows the whole paths.')
   if rows_lib.Reason.EMPTY_TEXT in reasons:
     hint += ('\nWhich parts of a report are taken: docs/data-reports.md; --allow-empty-text keeps '
              'images without any.')
