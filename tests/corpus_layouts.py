@@ -31,7 +31,7 @@ def picture(path: pathlib.Path, seed: int, **size) -> None:
   if path.suffix in ('.dcm', '.dicom'):
     tiny_dicom.save(path, pixels(seed, **size))
   else:
-    Image.fromarray(pixels(seed, **size)).save(path)
+    Image.fromarray(pixels(seed, **size)).save(path, compress_level=1)  # PNG: half the time
 
 
 def table(path: pathlib.Path, header, rows) -> None:

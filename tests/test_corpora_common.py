@@ -166,7 +166,8 @@ def test_counts_of_real_packs(tmp_path, manifests, options, rows):
     pytest.skip(f'PLAN_JAX_DATA with {", ".join(manifests)} is not set')
   assert prepare.main([
       'manifest', *(part for path in paths for part in ('--manifest', str(path))), '--out',
-      str(tmp_path / 'out'), '--size', '64', '--vocab-size', '300', *options]) == 0
+      str(tmp_path / 'out'), '--size', '64', '--vocab-size', '300', '--workers', '1',
+      *options]) == 0
   assert corpus.card(tmp_path)['rows'] == {**rows, 'left_out': {}}
   assert inspect.main([str(tmp_path / 'out')]) == 0
 
