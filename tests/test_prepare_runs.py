@@ -38,8 +38,8 @@ def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
   source = tmp_path / 'in'
   rows, count_all = [], 20 * parts_lib.PART_ITEMS
   for i in range(count_all):
-    pack.save(source / f'{i}.png', pack.picture(i, width=400, height=300))
-    rows.append({'image': f'{i}.png', 'text': f'Report {i}.'})
+    pack.save(source / f'{i}.jpg', pack.picture(i, width=400, height=300))
+    rows.append({'image': f'{i}.jpg', 'text': f'Report {i}.'})
   manifest = pack.manifest(source, *rows)
   assert pack.run(manifest, tmp_path / 'whole', '--size', '64') == 0
   out = tmp_path / 'killed'
