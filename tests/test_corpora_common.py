@@ -106,6 +106,7 @@ def test_a_folder_without_pictures_says_what_is_needed(tmp_path, capsys):
 
 @pytest.mark.parametrize('options, message', [
     (['--preview', 'nowhere/sheet.png'], '--preview nowhere/sheet.png: its folder does not exist'),
+    (['--preview', 'sheet.pdf'], '--preview sheet.pdf: name a file that ends in .png or .jpg'),
     (['--vocab', 'nowhere'], 'nowhere: cannot be read'),
     (['--only-ids', 'nowhere'], 'list of ids nowhere cannot be read')])
 def test_options_are_looked_at_before_the_tables_are_read(tmp_path, capsys, options, message):

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import sys
 from typing import Any, Sequence
 
@@ -173,9 +172,8 @@ def _make_phantom(index: int, *, seed: int, size: int) -> rows.Outcome:
 
 def _write_options(options: argparse.Namespace) -> writer.Options:
   """Looked at first: the tables of a large corpus take a minute."""
-  if options.preview and not pathlib.Path(options.preview).absolute().parent.is_dir():
-    raise writer.WriteError(
-        f'--preview {options.preview}: its folder does not exist; make it, or name another file.')
+  if options.preview:
+    sheet.require_writable(options.preview)
   vocabulary = tuple(tokenize.read_vocabulary(options.vocab)) if options.vocab else ()
   return writer.Options(
       directory=options.out, shard_rows=options.shard_rows, vocabulary=vocabulary,
@@ -186,9 +184,10 @@ def _write_options(options: argparse.Namespace) -> writer.Options:
 
 def _finish(card: dict[str, Any], options: argparse.Namespace):
   summary.print_card(card, options.out)
-  if options.preview:
-    sheet.of_records(options.preview, options.out)
-    print(f'Contact sheet in {options.preview}')
+  path = options.preview or options.out / sheet.NAME
+  if options.preview or not path.exists():  # finished records are left as they are
+    sheet.of_records(path, options.out)
+  print(f'Contact sheet in {path}')
 
 
 if __name__ == '__main__':

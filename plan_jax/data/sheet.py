@@ -14,7 +14,10 @@ from plan_jax.data import records
 
 _Colour = tuple[int, int, int]  # BGR
 
+NAME = 'sheet.jpg'  # in a directory of records
 PICTURES = 24
+_SUFFIXES = ('.png', '.jpg', '.jpeg')
+_JPEG_QUALITY = 90
 _COLOURS = (  # in turn over the findings of the sheet
     (80, 200, 255), (80, 80, 255), (80, 255, 160), (255, 200, 80), (255, 120, 255),
     (255, 255, 90), (60, 160, 255), (120, 255, 60), (200, 200, 200), (170, 170, 255),
@@ -30,8 +33,21 @@ class SheetError(errors.UserError):
   """A sheet that cannot be written."""
 
 
-def of_records(path: str | pathlib.Path, directory: str | pathlib.Path) -> None:
-  """Draws up to `PICTURES` records, taken evenly over all splits, to a PNG.
+def require_writable(path: pathlib.Path) -> None:
+  """Looks whether a sheet can go there, before the long part.
+
+  Raises:
+    SheetError: neither PNG nor JPEG, or its folder does not exist.
+  """
+  if path.suffix.lower() not in _SUFFIXES:
+    raise SheetError(f'--preview {path}: name a file that ends in .png or .jpg.')
+  if not path.absolute().parent.is_dir():
+    raise SheetError(
+        f'--preview {path}: its folder does not exist; make it, or name another file.')
+
+
+def of_records(path: pathlib.Path, directory: str | pathlib.Path) -> None:
+  """Draws up to `PICTURES` records, taken evenly over all splits, to a PNG or JPEG.
 
   Raises:
     SheetError: the file cannot be written.
@@ -44,13 +60,13 @@ def of_records(path: str | pathlib.Path, directory: str | pathlib.Path) -> None:
     write(path, examples)
   except OSError as error:
     raise SheetError(
-        f'--preview {path}: cannot be written ({error}); name a .png file in a folder that '
-        'exists.') from error
+        f'contact sheet {path}: cannot be written ({error}); name another file with --preview.'
+    ) from error
 
 
 def write(
-    path: str | pathlib.Path, examples: Sequence[records.Example], *, columns: int = 6) -> None:
-  """Draws `examples` to a PNG: plain above, with their places below.
+    path: pathlib.Path, examples: Sequence[records.Example], *, columns: int = 6) -> None:
+  """Draws `examples` to a PNG or JPEG: plain above, with their places below.
 
   Raises:
     OSError: if the file cannot be written.
@@ -63,7 +79,8 @@ def write(
   tiles += [blank] * (-len(tiles) % columns)
   rows = [np.hstack(tiles[k:k + columns]) for k in range(0, len(tiles), columns)]
   page = np.vstack(rows) if rows else blank
-  pathlib.Path(path).write_bytes(cv2.imencode('.png', page)[1].tobytes())
+  path.write_bytes(cv2.imencode(
+      path.suffix, page, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes())
 
 
 def _tile(
