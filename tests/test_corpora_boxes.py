@@ -70,7 +70,9 @@ def test_vindr(tmp_path):
   assert card['annotated'] == 9
   first = corpus.examples(tmp_path)['000434271f63a053c4128a0ba6350000']
   assert first.labels == ('cardiomegaly',)
-  assert first.negatives == ('pleural effusion', 'pneumonia', 'no finding')
+  assert first.negatives == ('pleural effusion', 'pneumonia', 'other diseases', 'no finding')
+  consensus = corpus.examples(tmp_path)['008b3176ad8c4aeb8dc1a7bd5cf00000']
+  assert consensus.labels == ('cardiomegaly', 'other diseases')  # the name that training has
 
 
 def test_an_image_that_lost_its_box_is_no_empty_one(tmp_path):
