@@ -200,8 +200,8 @@ def nih(root: pathlib.Path) -> None:
   (root / 'BBox_List_2017.csv').write_text(
       'Image Index,Finding Label,Bbox [x,y,w,h],,,\n'
       '00000001_001.png,Cardiomegaly,100.5,120.0,200.0,160.5,,,\n'
-      '00000002_001.png,Effusion,40.0,300.0,120.0,200.0,,,\n'
-      '00000002_001.png,Infiltrate,960.0,300.0,120.0,200.0,,,\n')
+      '00000002_001.png,Infiltrate,40.0,300.0,120.0,200.0,,,\n'
+      '00000002_001.png,Effusion,960.0,300.0,120.0,200.0,,,\n')
   (root / 'test_list.txt').write_text('00000006_000.png\n00000006_001.png\n')
 
 

@@ -20,6 +20,8 @@ def test_nih(tmp_path):
   assert heart.labels == ('cardiomegaly', 'effusion') and heart.is_annotated
   np.testing.assert_allclose(
       heart.phrases[0].boxes * 1024, [[100.5, 120, 300.5, 280.5]], rtol=1e-6)
+  [place] = found['00000002_001'].phrases  # labels call it infiltration
+  assert (place.category, place.text) == ('infiltration', 'infiltrate')
   assert not found['00000001_000'].is_annotated and found['00000001_000'].labels == ('no finding',)
 
 
