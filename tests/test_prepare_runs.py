@@ -1,5 +1,7 @@
 """Runs of prepare: workers, restarts, interruptions, and directories that hold something."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -109,6 +111,15 @@ def test_a_second_run_in_the_same_directory_is_kept_out(tmp_path, capsys, monkey
   error = capsys.readouterr().err
   assert f'error: --out {out}: another run is writing there' in error and 'Traceback' not in error
   assert not (out / '.parts').exists() and pack.run(manifest, out) == 0
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, capsys, monkeypatch):
+  def without(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', without)
+  assert pack.run(pack.pairs(tmp_path / 'in', 1), tmp_path / 'out') == 0
+  assert 'has no locks; start no second run' in capsys.readouterr().out
 
 
 def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
