@@ -141,7 +141,7 @@ def _tables(contents: check.Contents) -> Iterator[page.Table]:
   for caption, columns, found in (
       ('Rows rejected', ('reason', 'rows'), counts['rejected']),
       ('Rows left out', ('reason', 'rows'), counts.get('left_out', {})),
-      ('Near-duplicates', ('splits', 'pairs'), near.get('between', {}))):
+      ('Near-duplicates that prepare found', ('splits', 'pairs'), near.get('between', {}))):
     if found:
       yield page.Table(caption=caption, columns=columns,
                        rows=[(name, f'{count:,}') for name, count in found.items()])
