@@ -79,3 +79,24 @@ measure.main(__file__, 'doubles', cases=lambda quick: [{{'n': n}} for n in (1, 2
   assert kept['cases'][2]['results'] == [{'skipped': 'killed by signal 9'}] * 2
   assert measure.spread([{'x': 1.0}, {'x': 3.0}, {}], 'x') == '2 (1 to 3)'
   assert measure.ratio([{'x': 1.0}, {}], [{'x': 2.0}, {'x': 1.0}], 'x') == '0.50 (0.50 to 0.50)'
+
+
+def test_prepare_memory(script, tmp_path, capsys):
+  memory = script('prepare_memory')
+  assert memory._write(tmp_path, 16) > 0
+  memory._run(tmp_path, 16, kill_at=None)  # one part: no workers
+  printed = capsys.readouterr().out
+  assert 'from 0 to 16 pictures' in printed
+  rows = [line.split() for line in printed.splitlines()[3:]]
+  assert all(20 < int(row[-2]) < 1000 for row in rows)  # MiB of a process that has imported numpy
+  assert (tmp_path / 'out/dataset.json').is_file()
+
+
+def test_prepare_speed(script, capsys, monkeypatch):
+  speed = script('prepare_speed')
+  monkeypatch.setattr(speed, '_HEIGHT', 300)
+  monkeypatch.setattr(speed, '_WIDTH', 250)
+  monkeypatch.setattr(sys, 'argv', ['prepare_speed.py', '--pictures', '2'])
+  speed.main()
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 5 and all('pictures/s of CPU time' in line for line in lines[1:])
