@@ -184,7 +184,8 @@ def test_what_cannot_start_a_run_is_refused(given, tmp_path, case, message):
     shutil.copytree(given / 'bert', other)
     lines = (other / 'vocab.txt').read_text().splitlines()
     (other / 'vocab.txt').write_text('\n'.join([*lines[:-2], lines[-1], lines[-2]]) + '\n')
-  text = {'unfit': given / 'bert', 'vocabulary': other, 'nothing': tmp_path / 'nowhere'}[case]
+  text = {'unfit': given / 'bert', 'vocabulary': other / 'model.safetensors',
+          'nothing': tmp_path / 'nowhere'}[case]
   with pytest.raises(errors.UserError, match=message):
     train.train(config_lib.resolve(settings(given, text=str(text))), tmp_path / 'run')
   assert not list((tmp_path / 'run').glob('checkpoints/*'))

@@ -127,12 +127,12 @@ def text(
   shape = bert.VARIANTS[model.text]
   _require_config(path, 'bert', num_attention_heads=shape.heads, layer_norm_eps=1e-12,
                   hidden_act='gelu', position_embedding_type='absolute')
-  directory = pathlib.Path(path)
+  directory = _directory(path)
   if any((directory / name).is_file() for name in ('vocab.txt', 'tokenizer.json')):
     if tokenize.read_vocabulary(directory) != list(vocabulary):
       raise LoadError(
           f'config.init.text = {path}: has another vocabulary than the records; prepare them with '
-          f'--vocab {path}')
+          f'--vocab {directory}')
   types = tensors.pop(layouts.TOKEN_TYPES, None)
   positions = tensors.get(layouts.TEXT_POSITIONS)
   if positions is not None and positions.ndim == 2:
@@ -220,7 +220,7 @@ def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) ->
 def _normalisation(path: str, asked: config_lib.Normalisation):
   if asked is not config_lib.Normalisation.AUTO:
     return _HALF if asked is config_lib.Normalisation.HALF else _IMAGENET
-  beside = pathlib.Path(path) / 'preprocessor_config.json'
+  beside = _directory(path) / 'preprocessor_config.json'
   if not beside.is_file():
     raise LoadError(
         f'config.init.image = {path}: has no preprocessor_config.json, which says how its images '
@@ -299,6 +299,12 @@ def _read(tower: str, path: str) -> tables.Tensors:
   return named(files.read(path))
 
 
+def _directory(path: str) -> pathlib.Path:
+  """Where what is said of these weights lies; a file's folder is taken for a model's by its name."""
+  whole = pathlib.Path(path)
+  return whole.parent if whole.name in ('model.safetensors', 'pytorch_model.bin') else whole
+
+
 def _require_size(tower: str, path: str, chosen: str, found: str | None, unfit) -> None:
   """What has the size of another tower gets that advice, and no list of all its tensors."""
   if found not in (None, chosen) and unfit is config_lib.Unfit.FAIL:
@@ -308,7 +314,7 @@ def _require_size(tower: str, path: str, chosen: str, found: str | None, unfit) 
 
 def _require_config(path: str, group: str, **expected: Any) -> None:
   """What no tensor shows: config.json, where there is one, must say the same."""
-  beside = pathlib.Path(path) / 'config.json'
+  beside = _directory(path) / 'config.json'
   if not beside.is_file():
     return
   content = files.read_json(beside)
