@@ -118,6 +118,10 @@ def test_a_run_starts_from_the_tower(bert_dir, vocabulary, state):
   jax.tree.map(np.testing.assert_array_equal, started.ema, started.params)
   jax.tree.map(np.testing.assert_array_equal, started.params['image_tower'],
                state.params['image_tower'])
+  frozen = tiny.config(data={'max_pieces': 12}, init={'text': str(bert_dir)},
+                       optim={'text': {'freeze': True}})
+  ema = load.start(lambda: state, settings=frozen, vocabulary=vocabulary).ema
+  assert ema.keys() == state.params.keys() - {'text_tower'}
   with pytest.raises(load.LoadError, match='another vocabulary'):
     load.start(lambda: state, settings=_settings(text=str(bert_dir)), vocabulary=vocabulary[::-1])
 

@@ -142,6 +142,18 @@ def test_a_frozen_tower_stays_as_it_is():
   assert kernel.shape not in {leaf.shape for leaf in jax.tree.leaves(after.opt_state)}
 
 
+def test_a_frozen_tower_is_its_own_teacher():
+  settings = tiny.config(objective={'teacher': 'ema'}, optim={'image': {'freeze': True}})
+  model = step_lib.build_model(settings, vocab_size=tiny.VOCAB_SIZE)
+  optimizer = optim.make_optimizer(settings.optim, total_steps=settings.train.steps)
+  state = jax.eval_shape(lambda: step_lib.init_state(model, optimizer, config=settings))
+  assert state.ema.keys() == state.params.keys() - {'image_tower'}  # no copy that could drift
+  after, _ = jax.eval_shape(  # fails where the teacher lacks a tower
+      tiny.make_step(settings, devices=1), state, tiny.batch(settings),
+      stages.schedule(settings.stages, total_steps=10).values(0))
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
 @pytest.mark.parametrize('changes,message', [
     ({'image': {'lr_scale': 0.0}}, 'optim.image.lr_scale = 0.0.*freeze=True'),
     ({'text': {'layer_decay': 1.5}}, r'optim.text.layer_decay = 1.5: must lie in \(0, 1\]'),
