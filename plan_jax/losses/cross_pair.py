@@ -120,6 +120,7 @@ def responsibilities(
   return jnp.where(is_word, jax.nn.softmax(logits, axis=-1), 0.0)
 
 
+@jax.named_scope('cross_pair')  # profiles and compile_check tell its time by it
 def batch_loss(
     words: Float[Array, 'b t d'],
     pixels: Float[Array, 'b p d'],
