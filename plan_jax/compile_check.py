@@ -32,6 +32,7 @@ from plan_jax import optim
 from plan_jax import stages
 from plan_jax import step as step_lib
 from plan_jax import tpus
+from plan_jax.losses import cross_pair as cross_pair_lib
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:16x16 or v4:4x4x4.')
 _SLICES = flags.DEFINE_integer('slices', 1, 'How many such slices, over the network between them.')
@@ -143,7 +144,7 @@ def check(
 
 def report(
     config: config_lib.Config, *, topology: tpus.Topology, slices: int, held: float,
-    cost: hlo.Cost | None, peak_flops: float, step_flops: int, cross_pair: object | None,
+    cost: hlo.Cost | None, peak_flops: float, step_flops: int, cross_pair: cross_pair_lib.Plan | None,
     compile_s: float,
 ) -> Report:
   """The figures that follow from what was compiled.
@@ -164,11 +165,8 @@ def report(
   memory = 1e3 * 2 * held / (chip.hbm_gb_s * 1e9)
   links = compiler = estimate = parts = None
   if cost is not None:
-    between = cost.collectives.get(hlo.BETWEEN_SLICES, hlo.Collective(count=0, bytes=0)).bytes
-    inside = sum(each.bytes for each in cost.collectives.values()) - between
-    links = 1e3 * inside / (chip.link_gb_s * 1e9)
-    if between:
-      links += 1e3 * between / (chip.network_gb_s * 1e9)
+    links = sum(1e3 * each.bytes / (_rate(chip, kind) * 1e9)
+                for kind, each in cost.collectives.items())
     parts = {name: cycles / (chip.clock_ghz * 1e6) for name, cycles in _parts(cost.cycles).items()}
     compiler = sum(parts.values())
     estimate = max(arithmetic, memory, links, compiler)
@@ -184,21 +182,35 @@ def report(
       parts_ms=parts, step_ms_estimate=estimate,
       mfu_estimate=None if estimate is None else arithmetic / estimate, compile_s=compile_s,
       versions={'jax': jax.__version__, 'libtpu': _libtpu_version()},
-      advice=[] if fits else advice(config))
+      advice=[] if fits else advice(config, cross_pair=cross_pair))
 
 
-def advice(config: config_lib.Config) -> list[str]:
+def advice(config: config_lib.Config, *, cross_pair: cross_pair_lib.Plan | None) -> list[str]:
   """What to change when a step does not fit, the cheapest first."""
   changes = []
+  if config.model.remat is config_lib.Remat.NONE:
+    changes.append('--config.model.remat=dots: keep only the matrix products of the towers')
   if config.model.remat is not config_lib.Remat.BLOCKS:
-    changes.append('--config.model.remat=blocks: keep only the inputs of the blocks')
+    changes.append('--config.model.remat=blocks: keep only the inputs of their blocks')
   if config.train.sharding is not config_lib.Sharding.FSDP:
     changes.append('--config.train.sharding=fsdp: split parameters and optimizer over the chips')
   changes.append(f'--config.train.chunks={2 * config.train.chunks}: run the towers in more parts')
-  changes.append(f'--config.objective.block_mib={max(config.objective.block_mib // 2, 1)}: smaller '
-                 'tiles of the word-pixel scores')
+  if cross_pair is not None:
+    changes.append(f'--config.objective.block_mib={max(config.objective.block_mib // 2, 1)}: '
+                   'smaller tiles of the word-pixel scores')
+    if cross_pair.is_global and cross_pair.algorithm is not config_lib.Algorithm.RING:
+      changes.append('--config.objective.algorithm=ring: words travel, no chip holds all of them')
   changes.append('a smaller --batch, or a larger slice')
   return changes
+
+
+def _rate(chip: tpus.Chip, kind: str) -> float:
+  """GB/s at which a chip sends in collectives of a kind, at best."""
+  if kind == hlo.BETWEEN_SLICES:
+    return chip.network_gb_s
+  if kind == 'collective-permute':  # to one neighbour, by one link
+    return chip.link_gb_s / (4 if chip.flat else 6)
+  return chip.link_gb_s
 
 
 def table(found: Report) -> str:

@@ -9,6 +9,7 @@ import pytest
 from plan_jax import compile_check
 from plan_jax import hlo
 from plan_jax import tpus
+from plan_jax.losses import cross_pair
 from tests import tiny
 
 CHIP = tpus.Chip(hbm_gib=16, hbm_gb_s=1000, link_gb_s=100, network_gb_s=10, clock_ghz=1, flat=True)
@@ -20,11 +21,14 @@ COST = hlo.Cost(
             '': 10**6}, unknown_loops=0)
 
 
-def report(gib, *, cost=COST, **changes):
+GLOBAL = cross_pair.plan(batch=8, words=8, pixels=16, dim=16, is_global=True, mib=1, devices=4)
+
+
+def report(gib, *, cost=COST, plan=None, **changes):
   return compile_check.report(tiny.config(**changes), **{
       'topology': tpus.Topology(name='v5e:2x2', chip=CHIP, chips=4, options={}), 'slices': 1,
       'held': gib * 2**30, 'cost': cost, 'peak_flops': 1e14, 'step_flops': 8 * 10**12,
-      'cross_pair': None, 'compile_s': 1.0})
+      'cross_pair': plan, 'compile_s': 1.0})
 
 
 def test_the_estimate_is_the_slowest_of_four():
@@ -38,6 +42,9 @@ def test_the_estimate_is_the_slowest_of_four():
   between = dataclasses.replace(COST, collectives={
       **COST.collectives, hlo.BETWEEN_SLICES: hlo.Collective(count=1, bytes=10**9)})
   assert report(1.0, cost=between).step_ms_estimate == pytest.approx(10 + 100)
+  moved = dataclasses.replace(
+      COST, collectives={'collective-permute': hlo.Collective(count=1, bytes=10**9)})
+  assert report(1.0, cost=moved).step_ms_estimate == pytest.approx(4 * 10)  # one link of four
   slow = dataclasses.replace(COST, cycles={'': 10**9})
   assert report(1.0, cost=slow).mfu_estimate == pytest.approx(0.02)
 
@@ -52,7 +59,10 @@ def test_time_is_told_by_parts_that_add_up():
 def test_what_does_not_fit_comes_with_advice_that_is_not_already_taken():
   found = report(17.0)
   assert not found.fits and report(16.0).fits and not report(16.0).advice
-  assert any('remat=blocks' in change for change in found.advice)
+  assert found.advice[0].startswith('--config.model.remat=dots')
+  assert not any('objective' in change for change in found.advice)
+  assert any('block_mib=128' in change for change in report(17.0, plan=GLOBAL).advice)
+  assert any('ring' in change for change in report(17.0, plan=GLOBAL).advice)
   taken = report(17.0, model={'remat': 'blocks'}, train={'sharding': 'fsdp'})
   assert not any('remat' in change or 'fsdp' in change for change in taken.advice)
   assert 'DOES NOT FIT' in compile_check.table(found)
