@@ -65,11 +65,13 @@ class Report:
     collectives: None if the compiler gave up; so are the times that follow from it.
     unknown_loops: loops of unknown length, which count once.
     arithmetic_ms: model FLOPs at the published peak.
-    memory_ms: a lower bound: what the step holds, once in and once out.
+    memory_ms: what operations read from main memory and write to it, at the published rate. If
+      the compiler gave up: what the step holds, once in and once out.
     collectives_ms: what is sent at the published rates.
-    compiler_ms: the compiler's own estimates of all operations but collectives, one after another.
-    parts_ms: the same by parts of the step.
-    step_ms_estimate: the largest of these four.
+    step_ms_estimate: the largest of these three. Vector arithmetic is not among them.
+    compiler_ms: the compiler's own estimates of all operations but collectives, one after another;
+      pessimistic, since they let on-chip data come at the rate of main memory.
+    parts: by part of the step, [milliseconds of memory traffic, of the compiler's estimates].
   """
 
   topology: str
@@ -86,10 +88,10 @@ class Report:
   arithmetic_ms: float
   memory_ms: float
   collectives_ms: float | None
-  compiler_ms: float | None
-  parts_ms: dict[str, float] | None
   step_ms_estimate: float | None
   mfu_estimate: float | None
+  compiler_ms: float | None
+  parts: dict[str, tuple[float, float]] | None
   compile_s: float
   versions: dict[str, str]
   advice: list[str]
@@ -167,9 +169,12 @@ def report(
   if cost is not None:
     links = sum(1e3 * each.bytes / (_rate(chip, kind) * 1e9)
                 for kind, each in cost.collectives.items())
-    parts = {name: cycles / (chip.clock_ghz * 1e6) for name, cycles in _parts(cost.cycles).items()}
-    compiler = sum(parts.values())
-    estimate = max(arithmetic, memory, links, compiler)
+    moved, cycles = _parts(cost.traffic), _parts(cost.cycles)
+    parts = {name: (moved.get(name, 0) / (chip.hbm_gb_s * 1e6),
+                    cycles.get(name, 0) / (chip.clock_ghz * 1e6)) for name, _ in _PARTS
+             if name in moved or name in cycles}
+    memory, compiler = (sum(times) for times in zip(*parts.values(), strict=True))
+    estimate = max(arithmetic, memory, links)
   fits = cost is not None and held <= chip.hbm_gib * 2**30
   return Report(
       topology=topology.name, slices=slices, chips=topology.chips, batch=config.train.batch_size,
@@ -178,9 +183,9 @@ def report(
       collectives=None if cost is None else {
           kind: dataclasses.asdict(each) for kind, each in sorted(cost.collectives.items())},
       unknown_loops=None if cost is None else cost.unknown_loops,
-      arithmetic_ms=arithmetic, memory_ms=memory, collectives_ms=links, compiler_ms=compiler,
-      parts_ms=parts, step_ms_estimate=estimate,
-      mfu_estimate=None if estimate is None else arithmetic / estimate, compile_s=compile_s,
+      arithmetic_ms=arithmetic, memory_ms=memory, collectives_ms=links, step_ms_estimate=estimate,
+      mfu_estimate=None if estimate is None else arithmetic / estimate, compiler_ms=compiler,
+      parts=parts, compile_s=compile_s,
       versions={'jax': jax.__version__, 'libtpu': _libtpu_version()},
       advice=[] if fits else advice(config, cross_pair=cross_pair))
 
@@ -235,12 +240,15 @@ def table(found: Report) -> str:
     if found.unknown_loops:
       lines.append(f'{found.unknown_loops} loops of unknown length count once in what follows')
     lines += [
-        f'estimates          arithmetic at peak {found.arithmetic_ms:.1f} ms, memory at least '
-        f'{found.memory_ms:.1f} ms, collectives {found.collectives_ms:.1f} ms,',
-        f'                   the compiler\'s own, without collectives, {found.compiler_ms:.1f} ms:',
-        *(f'  {ms:8.1f} ms      {part}' for part, ms in found.parts_ms.items()),
-        f'step               {found.step_ms_estimate:.1f} ms, the largest of these; MFU '
-        f'{found.mfu_estimate:.0%} (nothing was run)']
+        f'estimates          arithmetic at peak {found.arithmetic_ms:.1f} ms, memory traffic '
+        f'{found.memory_ms:.1f} ms, collectives {found.collectives_ms:.1f} ms',
+        f'step at best       {found.step_ms_estimate:.1f} ms, the largest of these; MFU at most '
+        f'{found.mfu_estimate:.0%} (nothing was run)',
+        f"step at worst      {found.compiler_ms:.1f} ms by the compiler's own estimates, without "
+        'collectives',
+        'of these           memory traffic, the compiler:',
+        *(f'{moved:15.1f} ms {cycles:9.1f} ms   {part}'
+          for part, (moved, cycles) in found.parts.items())]
   return '\n'.join(lines + [f'to make it fit: {change}' for change in found.advice])
 
 
@@ -263,13 +271,13 @@ def _needed(message: str) -> float:
   return float(found[1]) * 2**{'K': 10, 'M': 20, 'G': 30, 'T': 40}[found[2]]
 
 
-def _parts(cycles: dict[str, int]) -> dict[str, int]:
-  """Cycles of scopes added up by `_PARTS`."""
+def _parts(of_scopes: dict[str, int]) -> dict[str, int]:
+  """Counts of scopes added up by `_PARTS`."""
   parts: dict[str, int] = {}
-  for scope, count in cycles.items():
+  for scope, count in of_scopes.items():
     name = next(name for name, pattern in _PARTS if re.search(pattern, scope))
     parts[name] = parts.get(name, 0) + count
-  return {name: parts[name] for name, _ in _PARTS if name in parts}
+  return parts
 
 
 def _libtpu_version() -> str:

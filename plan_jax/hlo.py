@@ -1,4 +1,4 @@
-"""What a compiled program does in a step, from its HLO text: collectives, bytes, cycles.
+"""What a compiled program does in a step, from its HLO text: collectives, memory traffic, cycles.
 
 XLA's own cost analysis counts the body of a loop once; here a body counts as often as its
 loop runs. Of a branch the dearest side counts.
@@ -21,7 +21,14 @@ _CALLED = re.compile(r'\b(?:to_apply|calls|body|true_computation|false_computati
 _BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 _CONDITION = re.compile(r'\bcondition=%?([\w.\-]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_SHAPE = re.compile(r'\b(' + '|'.join(_BYTES) + r')\[([\d,]*)\]')
+_SHAPE = re.compile(r'\b(' + '|'.join(_BYTES) + r')\[([\d,]*)\](?:\{([^}]*)\})?')
+_TILE = re.compile(r'T\((\d+)(?:,(\d+))?\)')
+_ON_CHIP = re.compile(r'S\([1-9]\d*\)')  # a memory space other than the main one
+# What moves no data of its own: names, views, what is counted where it begins or inside.
+_FREE = frozenset((
+    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'while',
+    'conditional', 'call', 'partition-id', 'replica-id', 'opt-barrier', 'send', 'recv', 'iota'))
+_SLICES = frozenset(('dynamic-slice', 'slice', 'gather'))
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INDEX = re.compile(r'\bindex=(\d+)')
@@ -54,12 +61,15 @@ class Cost:
 
   Attributes:
     collectives: by kind.
+    traffic: bytes that operations read from main memory and write to it, by their scopes
+      (below); what stays in on-chip memory is not among them, nor are collectives.
     cycles: the compiler's own estimates (TPUs; others give none), by the scope of the
       operation, `jit(train_step)/...` as in its metadata.
     unknown_loops: loops whose length could not be found out; their bodies count once.
   """
 
   collectives: dict[str, Collective]
+  traffic: dict[str, int]
   cycles: dict[str, int]
   unknown_loops: int
 
@@ -85,7 +95,7 @@ def cost(text: str) -> Cost:
   return Cost(
       collectives={kind: Collective(count=count, bytes=size)
                    for kind, (count, size) in total.collectives.items()},
-      cycles=dict(total.cycles), unknown_loops=total.unknown_loops)
+      traffic=dict(total.traffic), cycles=dict(total.cycles), unknown_loops=total.unknown_loops)
 
 
 class _Total:
@@ -93,14 +103,17 @@ class _Total:
 
   def __init__(self):
     self.collectives: dict[str, tuple[int, int]] = {}
+    self.traffic: dict[str, int] = {}
     self.cycles: dict[str, int] = {}
     self.unknown_loops = 0
 
-  def add(self, other: '_Total', *, times: int = 1) -> None:
+  def add(self, other: '_Total', *, times: int = 1, scope: str = '') -> None:
+    """`scope` is that of operations, copies above all, that have none of their own."""
     for kind, (count, size) in other.collectives.items():
       self.collect(kind, times * count, times * size)
-    for scope, cycles in other.cycles.items():
-      self.cycles[scope] = self.cycles.get(scope, 0) + times * cycles
+    for mine, others in ((self.cycles, other.cycles), (self.traffic, other.traffic)):
+      for name, count in others.items():
+        mine[name or scope] = mine.get(name or scope, 0) + times * count
     self.unknown_loops += other.unknown_loops
 
   def collect(self, kind: str, count: int, size: int) -> None:
@@ -108,8 +121,9 @@ class _Total:
     self.collectives[kind] = counted + count, sized + size
 
   @property
-  def weight(self) -> tuple[int, int]:
-    return sum(self.cycles.values()), sum(size for _, size in self.collectives.values())
+  def weight(self) -> tuple[int, ...]:
+    sent = sum(size for _, size in self.collectives.values())
+    return sum(self.cycles.values()), sum(self.traffic.values()), sent
 
 
 class _Program:
@@ -142,30 +156,96 @@ class _Program:
 
   def _total(self, name: str) -> '_Total':
     total = _Total()
-    for each in self.bodies.get(name, {}).values():
+    inside = self.bodies.get(name, {})
+    for each in inside.values():
       kind = each.operation.removesuffix('-start')
       if kind in _KINDS:
         total.collect(kind, 1, _sent(each, kind, partitions=self.partitions))
       elif each.operation == 'send' and '_xla_megascale' in each.rest:
         total.collect(BETWEEN_SLICES, 1, _sizes(each.shape)[0])
+      elif each.operation not in _FREE and not each.operation.endswith('-done'):
+        scope = _scope(each)
+        total.traffic[scope] = total.traffic.get(scope, 0) + self._moved(inside, each)
       cycles = _CYCLES.search(each.rest)
       if cycles:
-        scope = _OP_NAME.search(each.rest)
-        scope = scope[1] if scope else ''
+        scope = _scope(each)
         total.cycles[scope] = total.cycles.get(scope, 0) + int(cycles[1])
       if each.operation == 'while':
         trips = self._trips(name, each)
         total.unknown_loops += trips is None
-        total.add(self.total(_CALLED.search(each.rest)[1]), times=1 if trips is None else trips)
+        total.add(self.total(_CALLED.search(each.rest)[1]), times=1 if trips is None else trips,
+                  scope=_scope(each))
       elif each.operation == 'conditional':
         branches = _CALLED.findall(each.rest) + [
             branch.strip().lstrip('%') for found in _BRANCHES.findall(each.rest)
             for branch in found.split(',')]
-        total.add(max((self.total(branch) for branch in branches), key=lambda x: x.weight))
-      else:
+        total.add(max((self.total(branch) for branch in branches), key=lambda x: x.weight),
+                  scope=_scope(each))
+      elif each.operation == 'call':
+        total.add(self.total(_CALLED.search(each.rest)[1]))
+      elif each.operation == 'fusion' or each.operation.startswith('async'):
         for called in _CALLED.findall(each.rest):
-          total.add(self.total(called))
+          self._add_collectives(total, called)
     return total
+
+  def _add_collectives(self, total: '_Total', fused: str) -> None:
+    """Those inside a fusion. libtpu spreads one over several fusions, each with a copy of it, of
+    which the one that starts it counts."""
+    texts = [each.rest for each in self.bodies.get(fused, {}).values()]
+    is_copy = 'async_collective_fusion' in fused or any(
+        '"AsyncCollectiveDone"' in text for text in texts)
+    if is_copy and not any('"AsyncCollectiveStart"' in text for text in texts):
+      return
+    for kind, (count, size) in self.total(fused).collectives.items():
+      total.collect(kind, count, size)
+
+  def _moved(self, inside: dict[str, _Instruction], each: _Instruction) -> int:
+    """Bytes that an operation reads from main memory and writes to it."""
+    if each.operation == 'fusion':
+      fused = _CALLED.search(each.rest)[1]
+      read = sum(min(self._read(fused, k), _moved(inside[operand].shape))
+                 for k, operand in enumerate(each.operands) if operand in inside)
+      return read + self._written(fused, each.shape)
+    if each.operation in _SLICES:
+      return 2 * _moved(each.shape)
+    if each.operation == 'dynamic-update-slice':
+      update = inside.get(each.operands[1])
+      return 2 * _moved(update.shape) if update else 0
+    if each.operation.endswith('-start'):  # a copy: (to, from, ...)
+      return sum(_moves(each.shape)[:2])
+    return _moved(each.shape) + sum(
+        _moved(inside[operand].shape) for operand in each.operands if operand in inside)
+
+  def _read(self, fused: str, index: int) -> int:
+    """Bytes that a fusion reads of one of its operands: all, or the parts that it takes."""
+    inside = self.bodies[fused]
+    name = next((each.name for each in inside.values()
+                 if each.operation == 'parameter' and each.rest.startswith(f'{index})')), None)
+    read = 0
+    for each in inside.values():
+      if name not in each.operands:
+        continue
+      if each.operation in _SLICES and each.operands[0] == name:
+        read += _moved(each.shape)
+      elif each.operation == 'fusion':
+        read += self._read(_CALLED.search(each.rest)[1], each.operands.index(name))
+      elif each.operation != 'dynamic-update-slice' or each.operands[0] != name:
+        return _moved(inside[name].shape)
+    return read
+
+  def _written(self, fused: str, shape: str) -> int:
+    """Bytes that a fusion writes: its results, or the parts that it writes into them."""
+    inside = self.bodies[fused]
+    root = next(each for each in inside.values() if each.is_root)
+    results = root.operands if root.operation == 'tuple' else (root.name,)
+    written = 0
+    for result, size in zip(results, _moves(shape)):
+      maker = _source(inside, result)
+      if maker is not None and maker.operation == 'dynamic-update-slice' and size:
+        update = inside.get(maker.operands[1])
+        size = min(size, _moved(update.shape)) if update else size
+      written += size
+    return written
 
   def _trips(self, name: str, loop: _Instruction) -> int | None:
     """How often a loop runs; None if that is not written down.
@@ -262,10 +342,34 @@ def _members(each: _Instruction, *, partitions: int) -> int:
   return math.prod(int(size) if size else sizes[axis] for axis, size in _AXIS_USED.findall(used))
 
 
+def _scope(each: _Instruction) -> str:
+  found = _OP_NAME.search(each.rest)
+  return found[1] if found else ''
+
+
+def _moves(shape: str) -> list[int]:
+  """Bytes of each array of a shape as it lies in main memory, tiles padded; 0 on chip."""
+  found = []
+  for kind, dims, layout in _SHAPE.findall(shape):
+    sizes = [int(n) for n in dims.split(',') if n]
+    order = [int(n) for n in layout.partition(':')[0].split(',') if n.isdigit()]
+    tile = _TILE.search(layout)
+    if tile and sizes and len(order) == len(sizes):
+      sides = [int(side) for side in tile.groups() if side]
+      for axis, side in zip(order, reversed(sides)):
+        sizes[axis] = -(-sizes[axis] // side) * side
+    found.append(0 if _ON_CHIP.search(layout) else math.prod(sizes) * _BYTES[kind])
+  return found
+
+
+def _moved(shape: str) -> int:
+  return sum(_moves(shape))
+
+
 def _sizes(shape: str) -> list[int]:
   """Bytes of each array of a shape."""
   return [math.prod(int(n) for n in dims.split(',') if n) * _BYTES[kind]
-          for kind, dims in _SHAPE.findall(shape)]
+          for kind, dims, _ in _SHAPE.findall(shape)]
 
 
 def _sent(each: _Instruction, kind: str, *, partitions: int) -> int:

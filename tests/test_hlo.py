@@ -35,6 +35,24 @@ ENTRY %main (a: f32[10]) -> f32[] {
 # As libtpu 0.0.52 writes it: no trip count, groups by axes, cycles, memory spaces in layouts.
 TPU = '''HloModule jit_step, is_scheduled=true, num_partitions=4
 
+%fused (x.1: f32[12,8]) -> f32[12,8] {
+  %x.1 = f32[12,8]{1,0:T(8,128)S(1)} parameter(0)
+  ROOT %minus = f32[12,8]{1,0:T(8,128)S(1)} negate(%x.1)
+}
+
+%taken (y.1: f32[10,12,8], k: s32[]) -> f32[1,12,8] {
+  %y.1 = f32[10,12,8]{2,1,0:T(8,128)} parameter(0)
+  %k = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %one.1 = f32[1,12,8]{2,1,0:T(8,128)} dynamic-slice(%y.1, %k, %k, %k), dynamic_slice_sizes={1,12,8}
+}
+
+%put (z: f32[10,12,8], u: f32[1,12,8], k.1: s32[]) -> f32[10,12,8] {
+  %z = f32[10,12,8]{2,1,0:T(8,128)} parameter(0)
+  %u = f32[1,12,8]{2,1,0:T(8,128)} parameter(1)
+  %k.1 = s32[]{:T(128)S(6)} parameter(2)
+  ROOT %all = f32[10,12,8]{2,1,0:T(8,128)} dynamic-update-slice(%z, %u, %k.1, %k.1, %k.1)
+}
+
 %body (p: (s32[], f32[12,8], s32[])) -> (s32[], f32[12,8], s32[]) {
   %p = (s32[]{:T(128)}, f32[12,8]{1,0:T(8,128)S(1)}, /*index=2*/s32[]{:T(128)}) parameter(0)
   %one = s32[]{:T(128)} constant(1)
@@ -64,10 +82,14 @@ TPU = '''HloModule jit_step, is_scheduled=true, num_partitions=4
   ROOT %whole = f32[12,8]{1,0} all-gather(%r), replica_groups=mesh['x'=2,'y'=2] {'y'}, dimensions={0}, metadata={op_name="jit(step)/loss"}, backend_config={"estimated_cycles":"30"}
 }
 
-ENTRY %main (a: f32[12,8]) -> f32[12,8] {
+ENTRY %main (a: f32[12,8], many: f32[10,12,8]) -> f32[12,8] {
+  %many = f32[10,12,8]{2,1,0:T(8,128)} parameter(1)
+  %where = s32[]{:T(128)S(6)} constant(3)
+  %part = f32[1,12,8]{2,1,0:T(8,128)} fusion(%many, %where), kind=kLoop, calls=%taken, metadata={op_name="jit(step)/take"}
+  %back = f32[10,12,8]{2,1,0:T(8,128)} fusion(%many, %part, %where), kind=kLoop, calls=%put, metadata={op_name="jit(step)/put"}
   %a = f32[12,8]{1,0:T(8,128)} parameter(0)
-  %zero = s32[]{:T(128)} constant(2)
-  %zero.copy = s32[]{:T(128)} copy(%zero)
+  %zero = s32[]{:T(128)S(6)} constant(2)
+  %zero.copy = s32[]{:T(128)S(6)} copy(%zero)
   %twelve = s32[]{:T(128)} constant(12)
   %start = (s32[]{:T(128)}, f32[12,8]{1,0:T(8,128)S(1)}, s32[]{:T(128)}) tuple(%zero.copy, %a, %twelve)
   %loop = (s32[]{:T(128)}, f32[12,8]{1,0:T(8,128)S(1)}, s32[]{:T(128)}) while(%start), condition=%until, body=%body
@@ -92,11 +114,15 @@ def test_kinds_bytes_and_loops_by_hand():
 
 def test_a_tpus_program_by_hand():
   size = 12 * 8 * 4
+  padded = 16 * 128 * 4  # as it lies in tiles of 8 x 128
   assert hlo.cost(TPU) == hlo.Cost(
       collectives={
           'all-reduce': hlo.Collective(count=10, bytes=10 * (2 * size * 3 // 4)),
           'all-gather': hlo.Collective(count=1, bytes=size // 2),
           hlo.BETWEEN_SLICES: hlo.Collective(count=1, bytes=3 * 8 * 4)},
+      traffic={
+          'jit(step)/take': 2 * padded, 'jit(step)/put': 2 * padded,
+          'jit(step)/tower/dot': 0, '': 10 * 12},  # on chip but for the loop's counter
       cycles={'jit(step)/tower/dot': 1000, 'jit(step)/loss': 30}, unknown_loops=0)
   unrolled = TPU.replace('%one = s32[]{:T(128)} constant(1)', '%one = s32[]{:T(128)} constant(4)')
   assert hlo.cost(unrolled).collectives['all-reduce'].count == 3  # at 2, 6 and 10
