@@ -57,6 +57,7 @@ def test_printed_code_gives_what_the_checkpoint_gives(form, run, model, monkeypa
   assert convert.main(command) == 0, capsys.readouterr().err
   said = capsys.readouterr().out
   assert ('checked' in said) == (form != 'torch')
+  assert f'```python\n{code}```' in pathlib.Path(f'exported_{form}', 'README.md').read_text('utf-8')
   # 64 * 256 / 224 rows: it is not resized, where a grey value may differ by 1.
   picture = np.random.default_rng(0).integers(0, 256, (73, 30), np.uint8)
   Image.fromarray(picture).save('a.png')

@@ -8,6 +8,60 @@ from plan_jax import config as config_lib
 from plan_jax.models import plan as plan_model
 
 _LIBRARIES = {'torch': 'pytorch', 'stablehlo': 'jax', 'onnx': 'onnx'}
+# As docs/convert.md prints it.
+_CODE = {
+    'torch': '''\
+import sys; sys.path.insert(0, 'exported')
+import numpy as np, plan_inputs, plan_torch
+from PIL import Image
+
+model, inputs = plan_torch.load(), plan_inputs.load()
+frame, extent = inputs.frame(np.array(Image.open('a.png').convert('L')))
+images = model.encode_images(frame[None], extent[None])       # .pooled, .pixels
+pieces, piece_word, words = inputs.tokenize('small left pleural effusion')
+texts = model.encode_texts(pieces[None], piece_word[None])    # .pooled, .words
+score = images.pooled @ texts.pooled.T                        # cosine
+heat = model.ground(images, texts)                            # [1 rows columns]
+''',
+    'onnx': '''\
+import sys; sys.path.insert(0, 'exported')
+import numpy as np, onnxruntime, plan_inputs
+from PIL import Image
+
+def load(name):
+  session = onnxruntime.InferenceSession(f'exported/{name}.onnx')
+  names = [x.name for x in session.get_outputs()]
+  takes = {x.name for x in session.get_inputs()}
+  return lambda **x: dict(zip(names, session.run(names, {k: x[k] for k in takes})))
+
+see, read, ground, inputs = load('images'), load('texts'), load('ground'), plan_inputs.load()
+frame, extent = inputs.frame(np.array(Image.open('a.png').convert('L')))
+images = see(frames=frame[None], extent=extent[None])         # ['pooled'], ['pixels']
+pieces, piece_word, words = inputs.tokenize('small left pleural effusion')
+texts = read(pieces=pieces[None], piece_word=piece_word[None])
+score = images['pooled'] @ texts['pooled'].T                  # cosine
+heat = ground(**images | texts, text_pooled=texts['pooled'])['map_regions']
+''',
+    'stablehlo': '''\
+import sys; sys.path.insert(0, 'exported')
+import jax, jax.export, numpy as np, plan_inputs
+from PIL import Image
+from safetensors.flax import load_file
+
+def load(name):
+  with open(f'exported/{name}.stablehlo', 'rb') as file:
+    return jax.jit(jax.export.deserialize(file.read()).call)
+
+see, read, ground, inputs = load('images'), load('texts'), load('ground'), plan_inputs.load()
+image_weights, text_weights = (load_file(f'exported/{x}.safetensors') for x in ('images', 'texts'))
+frame, extent = inputs.frame(np.array(Image.open('a.png').convert('L')))
+images = see(image_weights, frame[None], extent[None])        # ['pooled'], ['pixels']
+pieces, piece_word, words = inputs.tokenize('small left pleural effusion')
+texts = read(text_weights, pieces[None], piece_word[None])
+score = images['pooled'] @ texts['pooled'].T                  # cosine
+heat = ground(images, texts)['map_regions']
+''',
+}
 
 
 def model_card(
@@ -74,24 +128,16 @@ Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].
 
 def _use_torch(config: config_lib.Config) -> str:
   tower = 'ViTModel' if str(config.model.image).startswith('vit') else 'ResNetModel'
-  return f'''```python
-import numpy as np, plan_inputs, plan_torch  # of this directory
-from PIL import Image
+  return f'''`plan_torch.py` is the whole model in PyTorch (torch and safetensors), `plan_inputs.py` makes what it
+reads (NumPy). Where `exported` is this directory:
 
-model, inputs = plan_torch.load(), plan_inputs.load()
-frame, extent = inputs.frame(np.array(Image.open('a.png').convert('L')))
-images = model.encode_images(frame[None], extent[None])       # .pooled, .pixels
-pieces, piece_word, words = inputs.tokenize('small left pleural effusion')
-texts = model.encode_texts(pieces[None], piece_word[None])    # .pooled, .words
-score = images.pooled @ texts.pooled.T                        # cosine
-heat = model.ground(images, texts)                            # [1 rows columns]
-```
+```python
+{_CODE['torch']}```
 
-`plan_torch.py` is the whole model in PyTorch (torch and safetensors), `plan_inputs.py` makes what it
-reads (NumPy). `text/` is a `BertModel` with its tokenizer, `image/` a `{tower}` with an image
-processor: the towers alone, without the heads that bring both to one space of
-{config.model.joint_dim} dimensions. Towers of `transformers` know no padding of images: for pictures
-that are not square they differ from `plan_torch.py`, which leaves the padding out.'''
+`text/` is a `BertModel` with its tokenizer, `image/` a `{tower}` with an image processor: the towers
+alone, without the heads that bring both to one space of {config.model.joint_dim} dimensions. Towers of
+`transformers` know no padding of images: for pictures that are not square they differ from
+`plan_torch.py`, which leaves the padding out.'''
 
 
 def _use_programs(config: config_lib.Config, form: str) -> str:
@@ -117,4 +163,9 @@ def _use_programs(config: config_lib.Config, form: str) -> str:
 They compute in float32, for any number b of images or texts; `plan_inputs.py` (NumPy) makes what
 they read.
 
-{table}'''
+{table}
+
+Numbers not said to be otherwise are float32. Where `exported` is this directory:
+
+```python
+{_CODE[form]}```'''

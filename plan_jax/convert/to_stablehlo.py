@@ -69,8 +69,11 @@ def write(
     files.write(out / f'{name}.safetensors', weights, dtype=dtype)
     specs = {path: _spec(x.shape, jnp.dtype(str(dtype))) for path, x in weights.items()}
     outputs.append(_write(out / f'{name}.stablehlo', function, specs, *arguments[name]))
+  relation = ours.get('params/relation')
+  if relation is not None:  # inside the program, as exact as in a file
+    relation = relation.astype(jnp.dtype(str(dtype))).astype(np.float32)
   b, = jax_export.symbolic_shape('b')
-  _write(out / 'ground.stablehlo', _ground(config, ours.get('params/relation')), *jax.tree.map(
+  _write(out / 'ground.stablehlo', _ground(config, relation), *jax.tree.map(
       lambda x: _spec((b, *x.shape), x.dtype), outputs))
 
 
