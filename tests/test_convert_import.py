@@ -197,6 +197,42 @@ def test_positions_are_interpolated_as_pytorch_does_it():
         ours[0, 1:].reshape(new, new, 5), theirs[0].permute(1, 2, 0), atol=1e-5)
 
 
+def _published_names(layout, variant):
+  """Names of torchvision 0.29 and timm 1.0, written out here without our tables; no classifier."""
+  norm = ('weight', 'bias')
+  if variant is config_lib.ImageVariant.RESNET50:  # timm names ResNets as torchvision does
+    bn = (*norm, 'running_mean', 'running_var')
+    names = ['conv1.weight', *(f'bn1.{x}' for x in bn)]
+    for stage, depth in enumerate((3, 4, 6, 3)):
+      for block in (f'layer{stage + 1}.{i}' for i in range(depth)):
+        names += [f'{block}.conv{i}.weight' for i in (1, 2, 3)]
+        names += [f'{block}.bn{i}.{x}' for i in (1, 2, 3) for x in bn]
+      names += [f'layer{stage + 1}.0.downsample.0.weight',
+                *(f'layer{stage + 1}.0.downsample.1.{x}' for x in bn)]
+    return set(names)
+  if layout is layouts.Layout.TIMM:
+    names = ['cls_token', 'pos_embed', *(f'patch_embed.proj.{x}' for x in norm),
+             *(f'norm.{x}' for x in norm)]
+    parts = [f'blocks.{{}}.{part}.{x}' for x in norm for part in (
+        'norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')]
+  else:
+    names = ['class_token', 'encoder.pos_embedding', *(f'conv_proj.{x}' for x in norm),
+             *(f'encoder.ln.{x}' for x in norm)]
+    block = 'encoder.layers.encoder_layer_{}.'
+    parts = [f'{block}{part}{x}' for x in norm for part in (
+        'ln_1.', 'self_attention.in_proj_', 'self_attention.out_proj.', 'ln_2.', 'mlp.0.', 'mlp.3.')]
+  return {*names, *(part.format(i) for part in parts for i in range(12))}
+
+
+@pytest.mark.parametrize('layout, variant', [
+    (layouts.Layout.TORCHVISION, config_lib.ImageVariant.RESNET50),
+    (layouts.Layout.TORCHVISION, config_lib.ImageVariant.VIT_B16),
+    (layouts.Layout.TIMM, config_lib.ImageVariant.VIT_B16)])
+def test_names_are_those_of_torchvision_and_timm(layout, variant):
+  assert {row.theirs for row in layouts.image_rows(variant, layout)} == _published_names(
+      layout, variant)
+
+
 @pytest.mark.parametrize('layout', [layouts.Layout.TIMM, layouts.Layout.TORCHVISION])
 def test_joint_names_of_query_key_and_value(layout):
   rows = layouts.image_rows(config_lib.ImageVariant.VIT_TI16, layout)

@@ -11,11 +11,11 @@ from plan_jax import checkpoint
 from plan_jax import config as config_lib
 from plan_jax import errors
 from plan_jax import step as step_lib
-from plan_jax.convert import export
 from plan_jax.convert import files
 from plan_jax.convert import layouts
 from plan_jax.convert import load
 from plan_jax.convert import tables
+from plan_jax.convert import to_torch
 from plan_jax.data import tokenize
 from plan_jax.models import vit
 
@@ -66,7 +66,7 @@ def take(
   found = load.arrays(settings, shapes=shapes, vocabulary=vocabulary)
   if whole:
     heads = pathlib.Path(text).parent / 'heads.safetensors'
-    fitted = tables.read(export.joint_rows(shapes), files.read(heads), shapes=shapes)
+    fitted = tables.read(to_torch.joint_rows(shapes), files.read(heads), shapes=shapes)
     found |= load.checked(fitted, 'the heads', str(heads), settings)
   # Only what is fresh is computed: drawing a whole tower compiles for a minute.
   fresh = jax.jit(lambda: {path: x for path, x in tables.paths(init()) if path not in found})()
