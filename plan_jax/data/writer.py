@@ -152,6 +152,7 @@ def _open_directory(
     raise WriteError(
         f'--out {directory} holds finished records of other input or options; give another '
         'directory, or remove that one.')
+  errors.require_local(directory, option='--out')
   if directory.exists() and any(directory.iterdir()) and not (directory / _PARTS_NAME).exists():
     raise WriteError(
         f'--out {directory} is not empty and holds no records; give a new or empty directory.')
