@@ -304,5 +304,8 @@ def main(argv: list[str]) -> None:
 if __name__ == '__main__':
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  if os.environ.pop('XLA_FLAGS', ''):  # libtpu would end the process
+    print('XLA_FLAGS is left out: libtpu knows no flags of other platforms; those of TPUs go into '
+          'LIBTPU_INIT_ARGS', file=sys.stderr)
   sys.exit(errors.exit_status(
       lambda: app.run(main, flags_parser=command_line.parse), again='start it again'))
