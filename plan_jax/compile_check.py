@@ -264,9 +264,10 @@ def _needed(message: str) -> float:
   Raises:
     CheckError: it failed for another reason.
   """
-  found = re.search(r'(?:required[^(]*\(|Used )([\d.]+)([KMGT])', message)
+  found = re.search(
+      r'(?:on HBM, [^(]*required[^(]*\(|memory space hbm. Used )([\d.]+)([KMGT])', message)
   if 'RESOURCE_EXHAUSTED' not in message or not found:
-    raise CheckError('the compiler failed, and not for lack of memory; this is a defect of the '
+    raise CheckError('the compiler failed, and not for lack of HBM; this is a defect of the '
                      f'step or of libtpu, please report it: {message[:1000]}')
   return float(found[1]) * 2**{'K': 10, 'M': 20, 'G': 30, 'T': 40}[found[2]]
 

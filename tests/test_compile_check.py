@@ -91,8 +91,12 @@ def test_where_the_compiler_gives_up_there_is_a_report_all_the_same():
   assert not found.fits and found.step_ms_estimate is None and found.advice
   assert not report(1.0, cost=None).fits
   assert 'gave up: 22.50 GiB' in compile_check.table(found)
-  with pytest.raises(compile_check.CheckError, match='Mosaic'):
-    compile_check._needed('INTERNAL: Mosaic failed')
+  assert compile_check._needed(
+      'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512M of 1G.') == 2**29
+  for other in ('INTERNAL: Mosaic failed', 'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. '
+                'Ran out of memory in memory space vmem. Used 20.29M of 16.00M vmem.'):
+    with pytest.raises(compile_check.CheckError, match='not for lack of HBM'):
+      compile_check._needed(other)
 
 
 @pytest.mark.parametrize('name, chips', [
