@@ -298,7 +298,7 @@ class Optim:
   lr: float = 2e-5
   end_lr: float = 1e-8
   warmup: float = 0.4  # share of all steps
-  weight_decay: float = 0.05
+  weight_decay: float = 0.05  # not of norms and biases
   b1: float = 0.9
   b2: float = 0.999
   clip_norm: float = 1.0
