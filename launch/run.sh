@@ -54,6 +54,10 @@ if [ ! -f "$config" ]; then
 fi
 name=$(basename "$config" .py)
 workdir="${workdir:-runs/$name}"
+case "$workdir" in
+  *://*) echo "error: --workdir=$workdir: addresses of buckets are not taken; mount the bucket" \
+    "(docs/launch.md)" >&2; exit 2 ;;
+esac
 
 . launch/env.sh
 . launch/cluster.sh

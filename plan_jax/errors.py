@@ -7,6 +7,9 @@ import sys
 from typing import Callable
 
 
+_SCHEMES = ('gs:', 's3:', 'az:', 'abfs:', 'hf:', 'hdfs:', 'http:', 'https:')
+
+
 class UserError(ValueError):
   """Something given to us cannot be used; the message names it, its value and the fix."""
 
@@ -34,12 +37,27 @@ def exit_status(command: Callable[[], None], *, again: str) -> int:
   return 0
 
 
+def require_local(path: str | os.PathLike[str], *, option: str) -> None:
+  """Refuses the address of a bucket: as a path it would be a folder of that name here.
+
+  Raises:
+    UserError: the path is an address such as gs://bucket/run.
+  """
+  schemes = [part for part in pathlib.PurePath(path).parts if part in _SCHEMES]
+  if schemes:
+    address = os.fspath(path).partition(schemes[0])[2].lstrip('/')
+    raise UserError(
+        f'{option}={schemes[0]}//{address}: addresses of buckets are not taken; mount the bucket '
+        '(Cloud Storage FUSE, Mountpoint for S3) and give the path there (docs/launch.md)')
+
+
 def require_writable(directory: str | os.PathLike[str], *, option: str) -> None:
   """Makes the directory, and fails before the long part, not after it.
 
   Raises:
     UserError: it cannot be written.
   """
+  require_local(directory, option=option)
   directory = pathlib.Path(directory)
   try:
     directory.mkdir(parents=True, exist_ok=True)

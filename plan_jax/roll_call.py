@@ -7,6 +7,7 @@ for, and process 0 tells the rest. Small values travel the same way.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import queue
@@ -22,6 +23,7 @@ _RETRY_S = 0.5
 _HELLO_S = 10.0  # for a caller to say who it is
 _HELLO_BYTES = 4096
 _GONE = object()
+_UNREACHABLE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class RollCallError(errors.UserError):
@@ -72,7 +74,7 @@ class Line:
   def _next(self, peer: '_Peer') -> Any:
     value = peer.heard.get()
     if value is _GONE:
-      self._lose(peer.name)
+      self._lose(peer)
     return value
 
   def _listen(self, peer: '_Peer') -> None:
@@ -83,22 +85,24 @@ class Line:
       peer.heard.put(message['value'])
     peer.heard.put(_GONE)  # after the values it sent before
     if not self._closing:
-      self._lose(peer.name)
+      self._lose(peer)
 
-  def _lose(self, name: str) -> None:
+  def _lose(self, lost: '_Peer') -> None:
+    news = f'{lost.name} {lost.fate}'
     if self._place.index == 0:
       for peer in self._peers.values():
-        if peer.name != name:
-          peer.tell({'gone': name})
-    self._on_loss(name)
+        if peer is not lost:
+          peer.tell({'gone': news})
+    self._on_loss(news)
 
 
 def call(
     place: Place, *, timeout_s: float, on_loss: Callable[[str], None] | None = None) -> Line:
   """Waits until all processes of the run have come to process 0.
 
-  Later `on_loss(name)` is called, in a thread, when one has gone before all have closed their
-  line; unless given, it says so and ends this process.
+  Later `on_loss(news)` is called, in a thread, when one has gone before all have closed their
+  line, with words such as 'process 1 (host n2) has ended'; unless given, it says so and ends this
+  process.
 
   Raises:
     RollCallError: not all have come within `timeout_s`, or they do not agree who they are.
@@ -112,13 +116,15 @@ class _Peer:
   """One connection: a line of JSON each way is a message."""
 
   def __init__(self, connection: socket.socket, name: str = ''):
-    self.name = name
+    self.name, self.fate = name, 'has ended'
     self.heard: queue.SimpleQueue = queue.SimpleQueue()
     self._connection, self._lock = connection, threading.Lock()
     self._reader = connection.makefile('rb')
-    # A host that loses power sends no farewell: ask after 30 s of silence, give up after 90.
+    # A host that loses power sends no farewell: ask after 30 s of silence, give up after 90. Nothing
+    # is asked while sent bytes wait for their receipt, which systems do for a quarter of an hour.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (('TCP_KEEPIDLE', 30), ('TCP_KEEPINTVL', 10), ('TCP_KEEPCNT', 6)):
+    for option, value in (('TCP_KEEPIDLE', 30), ('TCP_KEEPINTVL', 10), ('TCP_KEEPCNT', 6),
+                          ('TCP_USER_TIMEOUT', 90_000)):
       if hasattr(socket, option):
         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
@@ -133,7 +139,11 @@ class _Peer:
     """The next message; None when the other side has closed or speaks another language."""
     try:
       message = json.loads(self._reader.readline(limit))
-    except (OSError, ValueError):
+    except OSError as error:
+      if error.errno in _UNREACHABLE:
+        self.fate = f'cannot be reached any more ({error.strerror.lower()})'
+      return None
+    except ValueError:
       return None
     return message if isinstance(message, dict) else None
 
@@ -246,8 +256,8 @@ def _report(place: Place, timeout_s: float) -> dict[int, _Peer]:
   return {0: peer}
 
 
-def _end(name: str) -> None:
-  print(f'\nerror: {name} has ended before the run was over, so this one ends too; its own output '
+def _end(news: str) -> None:
+  print(f'\nerror: {news} before the run was over, so this one ends too; its own output '
         'says why, unless it was killed. The same command continues from the last checkpoint',
         file=sys.stderr, flush=True)
   os._exit(1)  # the main thread may wait for ever for what will never come

@@ -122,8 +122,9 @@ def read_card(directory: str | pathlib.Path) -> dict[str, Any]:
   """The `dataset.json` of a records directory (docs/records.md lists its keys).
 
   Raises:
-    RecordsError: if it is absent, damaged, or of another format version.
+    UserError: if it is absent, damaged, of another format version, or in a bucket.
   """
+  errors.require_local(directory, option='records')
   path = pathlib.Path(directory) / CARD_NAME
   fix = 'make one with: python -m plan_jax.data.prepare --help'
   if not path.parent.is_dir():
