@@ -46,7 +46,7 @@ def run(case: measure.Case) -> measure.Result:
     raise RuntimeError(f'{mesh.size} devices, wanted {case["devices"]}: is XLA_FLAGS set?')
   compiled = {'loss': _loss, 'step': _step}[case['what']](case, mesh)
   memory = compiled.memory_analysis()
-  sent = {kind: each.bytes / 2**20 for kind, each in hlo.collectives(compiled.as_text()).items()}
+  sent = {kind: each.bytes / 2**20 for kind, each in hlo.cost(compiled.as_text()).collectives.items()}
   return {'held_mib': memory.argument_size_in_bytes / 2**20,
           'temporary_mib': memory.temp_size_in_bytes / 2**20,
           'sent_mib': sum(sent.values()), 'sent_by_kind': sent}
