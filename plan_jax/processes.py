@@ -8,6 +8,7 @@ import time
 from typing import Any, Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from plan_jax import errors
 from plan_jax import roll_call
@@ -36,6 +37,13 @@ class Team:
   def gather(self, value: Any) -> list[Any]:
     """Everybody's value (JSON), in the order of the processes; all must call it."""
     return self.line.gather(value) if self.line else [value]
+
+  def stack(self, arrays: Any) -> Any:
+    """Everybody's arrays (a tree, the same shapes in all) along a new first axis; all must call it."""
+    if self.count == 1:
+      return jax.tree.map(lambda x: x[None], arrays)
+    self.gather(None)  # what waits in a collective gives up sooner than what waits here
+    return multihost_utils.process_allgather(arrays)
 
   def any(self, value: bool) -> bool:
     """Whether it is so in any process; all must call it."""
