@@ -1,5 +1,6 @@
 """Several processes: the roll call, and what they tell each other (test_pod.py trains)."""
 
+import contextlib
 import errno
 import socket
 import threading
@@ -158,6 +159,29 @@ def test_all_close_together_without_a_loss():
 def test_a_place_that_cannot_be_is_refused(given, said):
   with pytest.raises(processes.ProcessError, match=said):
     processes.place(**given)
+
+
+class Heard(processes.Team):
+  """A team of which this process hears what the others say."""
+
+  def gather(self, value):
+    return [['n1', '10.0.0.1'], value]
+
+
+@pytest.mark.parametrize('name, address, shown', [
+    ('n2', '127.0.1.1', 'host n2 (127.0.1.1): its own name'), ('n2', '', 'host n2 (unknown): its own'),
+    ('n2', '10.0.0.2', ''), ('n1', '127.0.0.1', '')])  # one host may talk to itself
+def test_a_host_that_calls_itself_by_a_loopback_address_is_named(name, address, shown, monkeypatch):
+  def look_up(host):
+    if not address:
+      raise socket.gaierror
+    return address
+
+  monkeypatch.setattr(socket, 'gethostname', lambda: name)
+  monkeypatch.setattr(socket, 'gethostbyname', look_up)
+  with pytest.raises(processes.ProcessError) if shown else contextlib.nullcontext() as error:
+    processes.require_reachable(Heard(index=1, count=2))
+  assert not shown or shown in str(error.value)
 
 
 def test_a_process_alone_needs_no_place():
