@@ -83,16 +83,11 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False),
     ])
     self.directory = Path(directory).absolute()
-    self.directory.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
         self.directory,
         # Without best_fn orbax does not write the metrics that BestN reads after a restart.
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=keep, best_fn=lambda metrics: metrics[BEST_METRIC], create=False,
-            # Named processes wait for each other over JAX's service. Otherwise orbax runs a collective
-            # on the devices, in a thread of its own while the next step runs: gloo aborts then.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                active_processes=set(range(jax.process_count())))),
+            preservation_policy=keep, best_fn=lambda metrics: metrics[BEST_METRIC]),
         item_names=('model', 'train', 'about'),
     )
 
