@@ -144,6 +144,8 @@ def joined(where: roll_call.Place | None, *, timeout_s: int) -> Iterator[Team]:
   team = Team(index=where.index, count=where.count, line=line)
   try:
     if jax.default_backend() == 'cpu':
+      # A program for CPUs that is read back from the cache has lost the order of its collectives.
+      jax.config.update('jax_enable_compilation_cache', False)
       require_reachable(team)
     yield team
   except SystemExit:  # all stop together, when all is saved
