@@ -21,7 +21,7 @@ Case = dict[str, Any]
 Result = dict[str, Any]
 
 _RESULTS = pathlib.Path(__file__).parent.parent / 'docs' / 'performance'
-_PACKAGES = ('jax', 'flax', 'grain', 'torch', 'transformers')
+_PACKAGES = ('jax', 'flax', 'grain', 'torch', 'transformers', 'onnxruntime')
 
 
 def main(

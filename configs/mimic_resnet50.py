@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
   """ResNet-50 at 224 px (pixels: the 14x14 map), BERT-base, global batch 1024."""
   config = config_lib.defaults()
   config.model.image = 'resnet50'
+  config.model.remat = 'dots'
   config.train.batch_size = 1024
   config.train.steps = 20_000
   config.optim.lr = 1e-4

@@ -27,9 +27,9 @@ model, inputs = plan_torch.load('exported'), plan_inputs.load('exported')
 def read(split, count):
   examples = [x for _, x in zip(range(count), records.Records('runs/demo/records', split))]
   greys = [np.array(Image.open(io.BytesIO(x.image)).convert('L')) for x in examples]
-  frames, extents = zip(*(inputs.frame(torch.from_numpy(grey)) for grey in greys))
+  frames, extents = map(np.stack, zip(*map(inputs.frame, greys)))
   truth = torch.tensor([float('pleural effusion' in x.labels) for x in examples])
-  return torch.stack(frames), torch.stack(extents), truth
+  return torch.from_numpy(frames), torch.from_numpy(extents), truth
 
 
 train, test = read('train', 400), read('test', 400)

@@ -2,16 +2,18 @@ r"""Compiles the training step for a TPU slice on a machine without one, and say
 
   pip install -e '.[compile_check]'
   python -m plan_jax.compile_check --config=configs/mimic_vit_b16.py --topology=v5e:16x16 \
-      --batch=16384 --vocab-size=30522
+      --batch=16384
 
-The step time is a roofline estimate: the largest of arithmetic, memory traffic and collectives at
-the chip's published rates, as if each ran alone and perfectly. Nothing is executed. libtpu lets one
-process at a time compile on a machine.
+Nothing is executed: times are estimates, of a step in which nothing is left out (teacher, short
+texts, reports of full length). libtpu lets one process at a time compile on a machine. The exit
+status is 0 if the step fits, 1 if not, 2 if it cannot be compiled.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import os
+import re
 import sys
 import time
 
@@ -29,73 +31,95 @@ from plan_jax import mesh as mesh_lib
 from plan_jax import optim
 from plan_jax import stages
 from plan_jax import step as step_lib
+from plan_jax import tpus
+from plan_jax.losses import cross_pair as cross_pair_lib
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:16x16 or v4:4x4x4.')
+_SLICES = flags.DEFINE_integer('slices', 1, 'How many such slices, over the network between them.')
 _BATCH = flags.DEFINE_integer('batch', None, 'Global batch; default: config.train.batch_size.')
 _VOCAB_SIZE = flags.DEFINE_integer('vocab-size', 30522, 'Word pieces in the vocabulary.')
 _JSON = flags.DEFINE_boolean('json', False, 'Print one line of JSON instead of the table.')
 
+# Parts of a step by the scopes of its operations; the first that matches.
+_PARTS = (
+    ('image tower', r'image_tower|/see/'),
+    ('text tower', r'text_tower|/read/'),
+    ('word-pixel scores of all pairs (9)', r'cross_pair'),
+    ('heads and the other losses', r'jvp|teach|plan_loss'),
+    ('optimizer, copies', r''),
+)
+
 
 class CheckError(errors.UserError):
-  """A slice that cannot be compiled for; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chip:
-  """Published figures of a TPU: memory in GiB, and GB/s of memory and of all its links one way.
-
-  Source: cloud.google.com/tpu/docs, system architecture of each version.
-  """
-
-  hbm_gib: float
-  hbm_gb_s: float
-  link_gb_s: float
-
-
-CHIPS = {
-    'v4': Chip(hbm_gib=32, hbm_gb_s=1228, link_gb_s=300),
-    'v5e': Chip(hbm_gib=16, hbm_gb_s=819, link_gb_s=200),
-    'v5p': Chip(hbm_gib=95, hbm_gb_s=2765, link_gb_s=600),
-    'v6e': Chip(hbm_gib=32, hbm_gb_s=1640, link_gb_s=448),
-}
+  """A step that cannot be compiled for a slice; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What a compilation tells of one step; memory in GiB and bytes are a chip's."""
+  """What a compilation tells of one step; GiB, bytes and times are those of a chip.
+
+  Attributes:
+    hbm_gib: what the step holds at once: state, batch, temporaries, program. If the compiler
+      gave up, what it says the temporaries alone need.
+    model_tflop: of all chips.
+    collectives: None if the compiler gave up; so are the times that follow from it.
+    unknown_loops: loops of unknown length, which count once.
+    arithmetic_ms: model FLOPs at the published peak.
+    memory_ms: what operations read from main memory and write to it, at the published rate. If
+      the compiler gave up: what the step holds, once in and once out.
+    collectives_ms: what is sent at the published rates.
+    step_ms_estimate: the largest of these three. Vector arithmetic is not among them.
+    compiler_ms: the compiler's own estimates of all operations but collectives, one after another;
+      pessimistic, since they let on-chip data come at the rate of main memory.
+    parts: by part of the step, [milliseconds of memory traffic, of the compiler's estimates].
+  """
 
   topology: str
+  slices: int
   chips: int
   batch: int
+  cross_pair: str | None
   fits: bool
   hbm_gib: float
   chip_hbm_gib: float
   model_tflop: float
-  collectives: dict[str, dict[str, int]]
+  collectives: dict[str, dict[str, int]] | None
+  unknown_loops: int | None
   arithmetic_ms: float
   memory_ms: float
-  collectives_ms: float
-  step_ms_estimate: float
-  mfu_estimate: float
+  collectives_ms: float | None
+  step_ms_estimate: float | None
+  mfu_estimate: float | None
+  compiler_ms: float | None
+  parts: dict[str, tuple[float, float]] | None
   compile_s: float
+  versions: dict[str, str]
   advice: list[str]
 
 
-def check(config: config_lib.Config, *, topology: str, vocab_size: int) -> Report:
-  """Compiles the step of `config` for every chip of `topology`.
+def check(
+    config: config_lib.Config, *, topology: str, slices: int = 1, vocab_size: int) -> Report:
+  """Compiles the step of `config` for every chip of `slices` slices.
 
   Raises:
-    CheckError: no libtpu, no such slice, or a batch that it cannot share.
+    TopologyError: no such slice.
+    CheckError: no libtpu, or a batch that the chips cannot share.
   """
-  chip = _chip(topology)
+  if config.train.precision is config_lib.Precision.AUTO:  # the TPU's, not that of this machine
+    config = dataclasses.replace(config, train=dataclasses.replace(
+        config.train, precision=config_lib.Precision.BFLOAT16))
+  wanted = tpus.topology(topology, slices=slices)
   try:
-    devices = topologies.get_topology_desc(topology, 'tpu').devices
+    devices = topologies.get_topology_desc(topology, 'tpu', **wanted.options).devices
   except Exception as error:  # libtpu's many ways of saying no
     raise CheckError(
-        f'--topology={topology}: libtpu does not know it, or is not installed '
-        f"(pip install -e '.[compile_check]'), or compiles for another process "
+        f'--topology={topology}: libtpu is not installed (pip install -e '
+        f"'.[compile_check]'), compiles for another process, or does not know it "
         f'({str(error).splitlines()[0][:200]})') from error
   mesh = mesh_lib.make_mesh(list(devices))
+  if mesh.size != wanted.chips:
+    raise CheckError(f'--topology={topology}: this libtpu makes {mesh.size} devices of '
+                     f'{wanted.chips} chips; use another version of libtpu')
   if config.train.batch_size % mesh.size:
     raise CheckError(f'--batch={config.train.batch_size}: must be a multiple of the {mesh.size} '
                      f'chips of {topology}')
@@ -110,78 +134,157 @@ def check(config: config_lib.Config, *, topology: str, vocab_size: int) -> Repor
   try:
     compiled = step.lower(state, batch, stage).compile()
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    raise CheckError(f'{topology}: does not fit, the compiler gave up: '
-                     f'{str(error).splitlines()[0][:300]}\n' + '\n'.join(advice(config))) from error
-  compile_s = time.monotonic() - began
-  memory = compiled.memory_analysis()
-  used = (memory.argument_size_in_bytes + memory.temp_size_in_bytes
-          + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    cost, held = None, _needed(str(error))
+  else:
+    cost, held = hlo.cost(compiled.as_text()), _held(compiled.memory_analysis())
   return report(
-      config, topology=topology, chip=chip, chips=mesh.size, hbm_gib=used / 2**30,
+      config, topology=wanted, slices=slices, held=held, cost=cost,
       peak_flops=flops.peak(devices[0]),
       step_flops=step_lib.model_flops(model, optimizer, config=config, mesh=mesh),
-      collectives=hlo.collectives(compiled.as_text()), compile_s=compile_s)
+      cross_pair=step_lib.contrast_plan(config, mesh), compile_s=time.monotonic() - began)
 
 
 def report(
-    config: config_lib.Config, *, topology: str, chip: Chip, chips: int, hbm_gib: float,
-    peak_flops: float, step_flops: int, collectives: dict[str, hlo.Collective], compile_s: float,
+    config: config_lib.Config, *, topology: tpus.Topology, slices: int, held: float,
+    cost: hlo.Cost | None, peak_flops: float, step_flops: int, cross_pair: cross_pair_lib.Plan | None,
+    compile_s: float,
 ) -> Report:
-  """The figures that follow from what was compiled; `hbm_gib` is used on each chip."""
-  arithmetic = 1e3 * step_flops / (chips * peak_flops)
-  # What a step holds is written and read at least once.
-  memory = 1e3 * 2 * hbm_gib * 2**30 / (chip.hbm_gb_s * 1e9)
-  sent = sum(each.bytes for each in collectives.values())
-  links = 1e3 * sent / (chip.link_gb_s * 1e9)
-  estimate = max(arithmetic, memory, links)
-  fits = hbm_gib <= chip.hbm_gib
+  """The figures that follow from what was compiled.
+
+  Args:
+    config: of the step.
+    topology: of each slice.
+    slices: how many.
+    held: bytes on each chip, or that the compiler says it would need.
+    cost: None if the compiler gave up.
+    peak_flops: of a chip, a second.
+    step_flops: of all chips.
+    cross_pair: how term (9) is computed, if it is.
+    compile_s: how long compiling took.
+  """
+  chip = topology.chip
+  arithmetic = 1e3 * step_flops / (topology.chips * peak_flops)
+  memory = 1e3 * 2 * held / (chip.hbm_gb_s * 1e9)
+  links = compiler = estimate = parts = None
+  if cost is not None:
+    links = sum(1e3 * each.bytes / (_rate(chip, kind) * 1e9)
+                for kind, each in cost.collectives.items())
+    moved, cycles = _parts(cost.traffic), _parts(cost.cycles)
+    parts = {name: (moved.get(name, 0) / (chip.hbm_gb_s * 1e6),
+                    cycles.get(name, 0) / (chip.clock_ghz * 1e6)) for name, _ in _PARTS
+             if name in moved or name in cycles}
+    memory, compiler = (sum(times) for times in zip(*parts.values(), strict=True))
+    estimate = max(arithmetic, memory, links)
+  fits = cost is not None and held <= chip.hbm_gib * 2**30
   return Report(
-      topology=topology, chips=chips, batch=config.train.batch_size, fits=fits, hbm_gib=hbm_gib,
-      chip_hbm_gib=chip.hbm_gib, model_tflop=step_flops / 1e12,
-      collectives={kind: dataclasses.asdict(each) for kind, each in sorted(collectives.items())},
+      topology=topology.name, slices=slices, chips=topology.chips, batch=config.train.batch_size,
+      cross_pair=None if cross_pair is None else str(cross_pair), fits=fits,
+      hbm_gib=held / 2**30, chip_hbm_gib=chip.hbm_gib, model_tflop=step_flops / 1e12,
+      collectives=None if cost is None else {
+          kind: dataclasses.asdict(each) for kind, each in sorted(cost.collectives.items())},
+      unknown_loops=None if cost is None else cost.unknown_loops,
       arithmetic_ms=arithmetic, memory_ms=memory, collectives_ms=links, step_ms_estimate=estimate,
-      mfu_estimate=arithmetic / estimate, compile_s=compile_s, advice=[] if fits else advice(config))
+      mfu_estimate=None if estimate is None else arithmetic / estimate, compiler_ms=compiler,
+      parts=parts, compile_s=compile_s,
+      versions={'jax': jax.__version__, 'libtpu': _libtpu_version()},
+      advice=[] if fits else advice(config, cross_pair=cross_pair))
 
 
-def advice(config: config_lib.Config) -> list[str]:
+def advice(config: config_lib.Config, *, cross_pair: cross_pair_lib.Plan | None) -> list[str]:
   """What to change when a step does not fit, the cheapest first."""
   changes = []
+  if config.model.remat is config_lib.Remat.NONE:
+    changes.append('--config.model.remat=dots: keep only the matrix products of the towers')
   if config.model.remat is not config_lib.Remat.BLOCKS:
-    changes.append('--config.model.remat=blocks: keep only the inputs of the blocks')
+    changes.append('--config.model.remat=blocks: keep only the inputs of their blocks')
   if config.train.sharding is not config_lib.Sharding.FSDP:
     changes.append('--config.train.sharding=fsdp: split parameters and optimizer over the chips')
   changes.append(f'--config.train.chunks={2 * config.train.chunks}: run the towers in more parts')
-  changes.append(f'--config.objective.block_mib={max(config.objective.block_mib // 2, 1)}: smaller '
-                 'tiles of the word-pixel scores')
+  if cross_pair is not None:
+    changes.append(f'--config.objective.block_mib={max(config.objective.block_mib // 2, 1)}: '
+                   'smaller tiles of the word-pixel scores')
+    if cross_pair.is_global and cross_pair.algorithm is not config_lib.Algorithm.RING:
+      changes.append('--config.objective.algorithm=ring: words travel, no chip holds all of them')
   changes.append('a smaller --batch, or a larger slice')
   return changes
 
 
+def _rate(chip: tpus.Chip, kind: str) -> float:
+  """GB/s at which a chip sends in collectives of a kind, at best."""
+  if kind == hlo.BETWEEN_SLICES:
+    return chip.network_gb_s
+  if kind == 'collective-permute':  # to one neighbour, by one link
+    return chip.link_gb_s / (4 if chip.flat else 6)
+  return chip.link_gb_s
+
+
 def table(found: Report) -> str:
   """The report for people."""
-  verdict = 'fits' if found.fits else 'DOES NOT FIT'
+  slices = f'{found.slices} slices of ' if found.slices > 1 else ''
   lines = [
-      f'{found.topology}, {found.chips} chips, global batch {found.batch}, '
-      f'compiled in {found.compile_s:.0f} s',
-      f'memory a chip      {found.hbm_gib:.2f} of {found.chip_hbm_gib:g} GiB: {verdict}',
-      f'model FLOPs        {found.model_tflop:.4g} TFLOP a step',
-      *(f'{kind:<18} {each["count"]} a step, {each["bytes"] / 2**20:.1f} MiB sent a chip'
-        for kind, each in found.collectives.items()),
-      f'estimates (roofline): arithmetic {found.arithmetic_ms:.1f} ms, memory '
-      f'{found.memory_ms:.1f} ms, collectives {found.collectives_ms:.1f} ms',
-      f'step at best       {found.step_ms_estimate:.1f} ms, MFU at most {found.mfu_estimate:.0%} '
-      '(estimates; nothing was run)']
+      f'{slices}{found.topology}, {found.chips} chips, global batch {found.batch}, '
+      f'compiled in {found.compile_s:.0f} s']
+  if found.cross_pair is not None:
+    lines.append(f'word-pixel scores  {found.cross_pair}')
+  if found.collectives is None:
+    lines.append(f'memory a chip      the compiler gave up: {found.hbm_gib:.2f} GiB of temporaries '
+                 f'alone, {found.chip_hbm_gib:g} GiB usable: DOES NOT FIT')
+  else:
+    verdict = 'fits' if found.fits else 'DOES NOT FIT'
+    lines.append(
+        f'memory a chip      {found.hbm_gib:.2f} of {found.chip_hbm_gib:g} GiB usable: {verdict}')
+  lines.append(f'model FLOPs        {found.model_tflop:.4g} TFLOP a step, all chips')
+  if found.collectives is not None:
+    lines += [f'{kind:<18} {each["count"]} a step, {each["bytes"] / 2**20:.1f} MiB sent a chip'
+              for kind, each in found.collectives.items()]
+    if found.unknown_loops:
+      lines.append(f'{found.unknown_loops} loops of unknown length count once in what follows')
+    lines += [
+        f'estimates          arithmetic at peak {found.arithmetic_ms:.1f} ms, memory traffic '
+        f'{found.memory_ms:.1f} ms, collectives {found.collectives_ms:.1f} ms',
+        f'step at best       {found.step_ms_estimate:.1f} ms, the largest of these; MFU at most '
+        f'{found.mfu_estimate:.0%} (nothing was run)',
+        f"step at worst      {found.compiler_ms:.1f} ms by the compiler's own estimates, without "
+        'collectives',
+        'of these           memory traffic, the compiler:',
+        *(f'{moved:15.1f} ms {cycles:9.1f} ms   {part}'
+          for part, (moved, cycles) in found.parts.items())]
   return '\n'.join(lines + [f'to make it fit: {change}' for change in found.advice])
 
 
-def _chip(topology: str) -> Chip:
-  version = topology.partition(':')[0]
-  if version not in CHIPS:
-    raise CheckError(f'--topology={topology}: write one of {", ".join(CHIPS)} and its shape, such '
-                     'as v5e:16x16')
-  return CHIPS[version]
+def _held(memory) -> float:
+  """Bytes of `compiled.memory_analysis()` that live on a chip; donated arguments count once."""
+  return (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+          - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes)
+
+
+def _needed(message: str) -> float:
+  """Bytes that the compiler says it would need, where it ran out of memory.
+
+  Raises:
+    CheckError: it failed for another reason.
+  """
+  found = re.search(r'(?:required[^(]*\(|Used )([\d.]+)([KMGT])', message)
+  if 'RESOURCE_EXHAUSTED' not in message or not found:
+    raise CheckError('the compiler failed, and not for lack of memory; this is a defect of the '
+                     f'step or of libtpu, please report it: {message[:1000]}')
+  return float(found[1]) * 2**{'K': 10, 'M': 20, 'G': 30, 'T': 40}[found[2]]
+
+
+def _parts(of_scopes: dict[str, int]) -> dict[str, int]:
+  """Counts of scopes added up by `_PARTS`."""
+  parts: dict[str, int] = {}
+  for scope, count in of_scopes.items():
+    name = next(name for name, pattern in _PARTS if re.search(pattern, scope))
+    parts[name] = parts.get(name, 0) + count
+  return parts
+
+
+def _libtpu_version() -> str:
+  try:
+    return importlib.metadata.version('libtpu')
+  except importlib.metadata.PackageNotFoundError:
+    return 'unknown'
 
 
 def main(argv: list[str]) -> None:
@@ -190,13 +293,12 @@ def main(argv: list[str]) -> None:
   command_line.require(config=command_line.CONFIG.value, topology=_TOPOLOGY.value)
   config = config_lib.resolve(command_line.CONFIG.value)
   size = config.train.batch_size if _BATCH.value is None else _BATCH.value
-  precision = config.train.precision
-  if precision is config_lib.Precision.AUTO:  # as on the TPU, not as on the machine that compiles
-    precision = config_lib.Precision.BFLOAT16
-  config = dataclasses.replace(
-      config, train=dataclasses.replace(config.train, batch_size=size, precision=precision))
-  found = check(config, topology=_TOPOLOGY.value, vocab_size=_VOCAB_SIZE.value)
+  config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
+  found = check(
+      config, topology=_TOPOLOGY.value, slices=_SLICES.value, vocab_size=_VOCAB_SIZE.value)
   print(json.dumps(dataclasses.asdict(found)) if _JSON.value else table(found))
+  if not found.fits:
+    sys.exit(1)
 
 
 if __name__ == '__main__':

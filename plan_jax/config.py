@@ -247,7 +247,7 @@ class Objective:
   reliability_images: int = 4  # other images that (15) compares with
   rounds: int = 1  # (17b): 1 = one pass of (3)-(6)
   algorithm: Algorithm = Algorithm.AUTO  # of (9)
-  block_mib: int = 256  # byte budget of one tile of (9)
+  block_mib: int = 256  # byte budget of one tile of (9); on TPUs at most 32 are used
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,7 +298,7 @@ class Optim:
   lr: float = 2e-5
   end_lr: float = 1e-8
   warmup: float = 0.4  # share of all steps
-  weight_decay: float = 0.05
+  weight_decay: float = 0.05  # not of norms and biases
   b1: float = 0.9
   b2: float = 0.999
   clip_norm: float = 1.0

@@ -23,10 +23,12 @@ _STACKED = re.compile(r'(^|/)blocks/')
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
   """A data-parallel mesh over `devices` (default: all devices of all processes).
 
-  In the order of their processes, whose batches in that order are the global batch.
+  In the order of their processes, whose batches in that order are the global batch; slices
+  come one after the other, also where nothing numbers their processes (compile_check).
   """
   devices = jax.devices() if devices is None else devices
-  ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+  ordered = sorted(devices, key=lambda device: (
+      getattr(device, 'slice_index', None) or 0, device.process_index, device.id))
   return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
 
 

@@ -28,15 +28,14 @@ def learning_rate(settings: config.Optim, *, total_steps: int) -> optax.Schedule
 
 
 def make_optimizer(settings: config.Optim, *, total_steps: int) -> optax.GradientTransformation:
-  """AdamW on clipped gradients; what has one axis or none is not decayed.
+  """AdamW on clipped gradients; norms, biases and single vectors are not decayed.
 
-  So norms and biases of heads, embeddings and ResNets are not; those of transformer blocks, which are
-  stacked and so have an axis more, are. A frozen tower
-  gets no update, no weight decay, and no moments; its gradients do not count in the clipping.
-  What `settings.image` and `settings.text` say of the pace scales the whole update of a tower,
-  weight decay included.
+  A frozen tower gets no update, no weight decay, and no moments; its gradients do not count
+  in the clipping. What `settings.image` and `settings.text` say of the pace scales the whole
+  update of a tower, weight decay included.
 
-  Source: method.md, training defaults (after MGCA, NeurIPS'22).
+  Source: method.md, training defaults (after MGCA, NeurIPS'22); no decay of norms and biases as
+  in BERT (Devlin et al., NAACL 2019).
   """
   optimizer = optax.chain(
       optax.clip_by_global_norm(settings.clip_norm),
@@ -45,21 +44,26 @@ def make_optimizer(settings: config.Optim, *, total_steps: int) -> optax.Gradien
           b1=settings.b1,
           b2=settings.b2,
           weight_decay=settings.weight_decay,
-          mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+          mask=lambda params: jax.tree_util.tree_map_with_path(_is_decayed, params),
       ),
   )
   towers = {'image_tower': settings.image, 'text_tower': settings.text}
+  frozen = frozen_towers(settings)
   paces = {name: tower for name, tower in towers.items()
-           if not tower.freeze and tower != config.TowerOptim()}
+           if name not in frozen and tower != config.TowerOptim()}
   if paces:
     optimizer = optax.chain(optimizer, _scale_towers(
         paces, common_warmup=settings.warmup, total_steps=total_steps))
-  frozen = {name for name, tower in towers.items() if tower.freeze}
   if frozen:
     optimizer = optax.multi_transform(
         {'moves': optimizer, 'stays': optax.set_to_zero()},
         lambda params: {name: 'stays' if name in frozen else 'moves' for name in params})
   return optimizer
+
+
+def frozen_towers(settings: config.Optim) -> frozenset[str]:
+  """The names, among the parameters, of the towers that stay as they are."""
+  return frozenset(f'{name}_tower' for name in ('image', 'text') if getattr(settings, name).freeze)
 
 
 def layer_scales(tower: Mapping[str, Any], *, decay: float) -> Any:
@@ -119,6 +123,11 @@ def _scale_towers(
     return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
   return optax.GradientTransformation(init, update)
+
+
+def _is_decayed(path, x) -> bool:
+  # By name as well: in stacked blocks vectors have an axis more, and biases of attention two.
+  return x.ndim > 1 and _name(path).rpartition('/')[2] not in ('bias', 'scale')
 
 
 def _name(path) -> str:

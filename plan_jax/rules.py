@@ -61,9 +61,9 @@ def broken(config: Any) -> list[str]:
     require(0 <= pace.warmup < 1, f'{key}.warmup', 'is a share of all steps, in [0, 1)')
     require(not pace.freeze or pace == dataclasses.replace(type(pace)(), freeze=True),
             f'{key}.freeze', 'leaves no place for lr_scale, layer_decay or warmup; choose')
-  require(train.chunks == 1 or is_vit, 'train.chunks',
-          "must be 1 with a ResNet, whose BatchNorm would see part by part; use a ViT, or "
-          "model.remat = 'blocks' to save memory")
+  require(train.chunks == 1 or is_vit or config.optim.image.freeze, 'train.chunks',
+          "must be 1 with a ResNet that learns, whose BatchNorm would see part by part; use a "
+          "ViT, freeze it (optim.image.freeze), or model.remat = 'blocks' to save memory")
   require(train.batch_size % max(train.chunks, 1) == 0, 'train.chunks',
           'must divide train.batch_size')
   for key in ('steps', 'batch_size', 'chunks', 'log_every', 'eval_every', 'eval_pairs', 'checkpoint_every',

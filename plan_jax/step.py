@@ -35,7 +35,8 @@ class TrainState:
   """All that a run carries from step to step; parameters are fp32 masters.
 
   `key` is the root key and the only random state there is: each step folds its
-  number in. `ema` is the teacher of method (13), empty with `teacher=self`.
+  number in. `ema` is the teacher of method (13) but for its frozen towers, which are the
+  model's own; empty with `teacher=self`.
   `skipped` counts the steps whose loss or gradient was not finite.
   """
 
@@ -111,16 +112,23 @@ def init_state(
   variables = model.init(
       {'params': key, 'dropout': key}, empty_batch(config.data, size=2), train=False)
   params = variables['params']
-  with_ema = _uses_ema(config.objective)
   return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       batch_stats=variables.get('batch_stats', {}),
-      ema=jax.tree.map(jnp.copy, params) if with_ema else {},
+      ema=first_ema(params, config=config),
       opt_state=optimizer.init(params),
       key=jax.random.fold_in(key, 1),
       skipped=jnp.zeros((), jnp.int32),
   )
+
+
+def first_ema(params: Any, *, config: config_lib.Config) -> Any:
+  """The teacher of a run that starts with `params`: a copy of what moves."""
+  if not _uses_ema(config.objective):
+    return {}
+  frozen = optim.frozen_towers(config.optim)
+  return {name: jax.tree.map(jnp.copy, x) for name, x in params.items() if name not in frozen}
 
 
 def state_shardings(
@@ -185,7 +193,7 @@ def make_train_step(
       def teach():
         if not _uses_ema(settings):
           return jax.lax.stop_gradient(outputs)
-        ema = {'params': state.ema, 'batch_stats': state.batch_stats}
+        ema = {'params': {**state.params, **state.ema}, 'batch_stats': state.batch_stats}
         return jax.lax.cond(
             (stage.refine_weight > 0) | (stage.reliability > 0),
             lambda: jax.lax.stop_gradient(model.apply(ema, batch, train=False)),
@@ -209,7 +217,7 @@ def make_train_step(
     params = optax.apply_updates(state.params, changes)
     ema = jax.tree.map(
         lambda old, new: settings.ema_decay * old + (1 - settings.ema_decay) * new,
-        state.ema, params) if _uses_ema(settings) else {}
+        state.ema, {name: params[name] for name in state.ema})
     updated = (params, updates.get('batch_stats', {}), ema, opt_state)
     current = (state.params, state.batch_stats, state.ema, state.opt_state)
     params, batch_stats, ema, opt_state = jax.tree.map(

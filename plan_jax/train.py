@@ -119,9 +119,7 @@ def train(
     hosts = f' of {team.count} processes' if team.count > 1 else ''
     print(f'new run: {len(records)} training pairs, {mesh.size} {jax.default_backend()} '
           f'device(s){hosts}', flush=True)
-    state = init()
-    if config.init.text or config.init.image:
-      state = load.start(state, settings=config, vocabulary=vocabulary)
+    state = load.start(init, settings=config, vocabulary=vocabulary)
   else:
     print(f'continuing from step {checkpoints.latest_step()} of {config.train.steps}', flush=True)
     state = checkpoints.restore(

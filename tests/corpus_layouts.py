@@ -31,7 +31,7 @@ def picture(path: pathlib.Path, seed: int, **size) -> None:
   if path.suffix in ('.dcm', '.dicom'):
     tiny_dicom.save(path, pixels(seed, **size))
   else:
-    Image.fromarray(pixels(seed, **size)).save(path)
+    Image.fromarray(pixels(seed, **size)).save(path, compress_level=1)  # PNG: half the time
 
 
 def table(path: pathlib.Path, header, rows) -> None:
@@ -200,8 +200,8 @@ def nih(root: pathlib.Path) -> None:
   (root / 'BBox_List_2017.csv').write_text(
       'Image Index,Finding Label,Bbox [x,y,w,h],,,\n'
       '00000001_001.png,Cardiomegaly,100.5,120.0,200.0,160.5,,,\n'
-      '00000002_001.png,Effusion,40.0,300.0,120.0,200.0,,,\n'
-      '00000002_001.png,Infiltrate,960.0,300.0,120.0,200.0,,,\n')
+      '00000002_001.png,Infiltrate,40.0,300.0,120.0,200.0,,,\n'
+      '00000002_001.png,Effusion,960.0,300.0,120.0,200.0,,,\n')
   (root / 'test_list.txt').write_text('00000006_000.png\n00000006_001.png\n')
 
 
@@ -233,7 +233,7 @@ def siim(root: pathlib.Path) -> None:
 
 def vindr(root: pathlib.Path) -> None:
   """6 training images read by three radiologists, 3 test images."""
-  classes = ('Cardiomegaly', 'Pleural effusion', 'Pneumonia', 'No finding')
+  classes = ('Cardiomegaly', 'Pleural effusion', 'Pneumonia')
   labels, boxes = [], []
   for k in range(6):
     image = f'000434271f63a053c4128a0ba635{k:04d}'
@@ -241,24 +241,26 @@ def vindr(root: pathlib.Path) -> None:
     for reader in ('R8', 'R9', 'R10'):
       # Cardiomegaly: all three in every second image. Effusion: R10 alone, in image 0.
       heart, fluid = int(k % 2 == 0), int(k == 0 and reader == 'R10')
-      labels.append((image, reader, heart, fluid, 0, int(not heart)))
+      labels.append((image, reader, heart, fluid, 0, 0, int(not heart)))
       if heart:
         boxes.append((image, reader, 'Cardiomegaly', 10, 20, 50, 60))
       if fluid:
         boxes.append((image, reader, 'Pleural effusion', 1, 30, 20, 60))
       if not heart:
         boxes.append((image, reader, 'No finding', '', '', '', ''))
-  table(root / 'annotations/image_labels_train.csv', ('image_id', 'rad_id', *classes), labels)
+  table(root / 'annotations/image_labels_train.csv', (
+      'image_id', 'rad_id', *classes, 'Other diseases', 'No finding'), labels)
   table(root / 'annotations/annotations_train.csv', (
       'image_id', 'rad_id', 'class_name', 'x_min', 'y_min', 'x_max', 'y_max'), boxes)
   labels, boxes = [], []
   for k in range(3):
     image = f'008b3176ad8c4aeb8dc1a7bd5cf0{k:04d}'
     picture(root / f'test/{image}.dicom', 50 + k, width=64, height=64)
-    labels.append((image, int(k == 0), 0, 0, int(k != 0)))
+    labels.append((image, int(k == 0), 0, 0, int(k == 0), int(k != 0)))
     boxes.append((image, 'No finding', '', '', '', '') if k
                  else (image, 'Cardiomegaly', 8, 20, 50, 60))
-  table(root / 'annotations/image_labels_test.csv', ('image_id', *classes), labels)
+  table(root / 'annotations/image_labels_test.csv', (
+      'image_id', *classes, 'Other disease', 'No finding'), labels)  # in the singular, as published
   table(root / 'annotations/annotations_test.csv', (
       'image_id', 'class_name', 'x_min', 'y_min', 'x_max', 'y_max'), boxes)
 

@@ -1,4 +1,4 @@
-"""compile_check without libtpu: what follows from a compilation, and what is refused."""
+"""compile_check: what follows from a compilation, what is refused, and, with libtpu, one of its own."""
 
 import dataclasses
 import importlib.util
@@ -8,31 +8,63 @@ import pytest
 
 from plan_jax import compile_check
 from plan_jax import hlo
+from plan_jax import tpus
+from plan_jax.losses import cross_pair
 from tests import tiny
 
-CHIP = compile_check.Chip(hbm_gib=16, hbm_gb_s=1000, link_gb_s=100)
+CHIP = tpus.Chip(hbm_gib=16, hbm_gb_s=1000, link_gb_s=100, network_gb_s=10, clock_ghz=1, flat=True)
+COST = hlo.Cost(
+    collectives={'all-reduce': hlo.Collective(count=3, bytes=10**9)},
+    traffic={'jit(train_step)/jvp(PlanModel)/image_tower/dot': 10**9,
+             'jit(train_step)/transpose(jvp(cross_pair))/shard_map/exp': 3 * 10**9},
+    cycles={'jit(train_step)/jvp(PlanModel)/image_tower/dot': 6 * 10**6,
+            'jit(train_step)/transpose(jvp(PlanModel))/image_tower/dot': 10**6,
+            'jit(train_step)/jvp()/cross_pair/while/body/exp': 2 * 10**6,
+            '': 10**6}, unknown_loops=0)
 
 
-def report(hbm_gib, **changes):
+GLOBAL = cross_pair.plan(batch=8, words=8, pixels=16, dim=16, is_global=True, mib=1, devices=4)
+
+
+def report(gib, *, cost=COST, plan=None, **changes):
   return compile_check.report(tiny.config(**changes), **{
-      'topology': 'v5e:2x2', 'chip': CHIP, 'chips': 4, 'hbm_gib': hbm_gib, 'peak_flops': 1e14,
-      'step_flops': 8 * 10**12, 'compile_s': 1.0,
-      'collectives': {'all-reduce': hlo.Collective(count=3, bytes=10**9)}})
+      'topology': tpus.Topology(name='v5e:2x2', chip=CHIP, chips=4, options={}), 'slices': 1,
+      'held': gib * 2**30, 'cost': cost, 'peak_flops': 1e14, 'step_flops': 8 * 10**12,
+      'cross_pair': plan, 'compile_s': 1.0})
 
 
 def test_the_estimate_is_the_slowest_of_three():
   found = report(1.0)
   assert found.arithmetic_ms == pytest.approx(20)
-  assert found.memory_ms == pytest.approx(2 * 2**30 / 1e9)
+  assert found.memory_ms == pytest.approx(4)
   assert found.collectives_ms == pytest.approx(10)
+  assert found.compiler_ms == pytest.approx(10)
   assert (found.step_ms_estimate, found.mfu_estimate) == (pytest.approx(20), pytest.approx(1))
-  assert report(15.0).step_ms_estimate == pytest.approx(30 * 2**30 / 1e9)
+  heavy = dataclasses.replace(COST, traffic={'': 10**11})
+  assert report(1.0, cost=heavy).step_ms_estimate == pytest.approx(100)
+  assert report(1.0, cost=heavy).mfu_estimate == pytest.approx(0.2)
+  between = dataclasses.replace(COST, collectives={
+      **COST.collectives, hlo.BETWEEN_SLICES: hlo.Collective(count=1, bytes=10**9)})
+  assert report(1.0, cost=between).step_ms_estimate == pytest.approx(10 + 100)
+  moved = dataclasses.replace(
+      COST, collectives={'collective-permute': hlo.Collective(count=1, bytes=10**9)})
+  assert report(1.0, cost=moved).step_ms_estimate == pytest.approx(4 * 10)  # one link of four
+
+
+def test_time_is_told_by_parts_that_add_up():
+  parts = report(1.0).parts
+  assert parts['image tower'] == pytest.approx((1, 7))
+  assert parts['word-pixel scores of all pairs (9)'] == pytest.approx((3, 2))
+  assert [sum(times) for times in zip(*parts.values())] == pytest.approx([4, 10])
 
 
 def test_what_does_not_fit_comes_with_advice_that_is_not_already_taken():
   found = report(17.0)
   assert not found.fits and report(16.0).fits and not report(16.0).advice
-  assert any('remat=blocks' in change for change in found.advice)
+  assert found.advice[0].startswith('--config.model.remat=dots')
+  assert not any('objective' in change for change in found.advice)
+  assert any('block_mib=128' in change for change in report(17.0, plan=GLOBAL).advice)
+  assert any('ring' in change for change in report(17.0, plan=GLOBAL).advice)
   taken = report(17.0, model={'remat': 'blocks'}, train={'sharding': 'fsdp'})
   assert not any('remat' in change or 'fsdp' in change for change in taken.advice)
   assert 'DOES NOT FIT' in compile_check.table(found)
@@ -41,12 +73,61 @@ def test_what_does_not_fit_comes_with_advice_that_is_not_already_taken():
   assert {'fits', 'hbm_gib', 'collectives', 'step_ms_estimate'} <= set(line)
 
 
-def test_an_unknown_chip_is_refused():
-  with pytest.raises(compile_check.CheckError, match='v5e, v5p, v6e'):
-    compile_check.check(tiny.config(), topology='h100:8', vocab_size=50)
+def test_where_the_compiler_gives_up_there_is_a_report_all_the_same():
+  message = ('RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total '
+             'memory required for HLO temporaries (22.50G) exceeds available HBM (15.75G).')
+  needed = compile_check._needed(message)
+  assert needed == 22.5 * 2**30
+  found = report(needed / 2**30, cost=None)
+  assert not found.fits and found.step_ms_estimate is None and found.advice
+  assert not report(1.0, cost=None).fits
+  assert 'gave up: 22.50 GiB' in compile_check.table(found)
+  with pytest.raises(compile_check.CheckError, match='Mosaic'):
+    compile_check._needed('INTERNAL: Mosaic failed')
 
 
-@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is installed')
+@pytest.mark.parametrize('name, chips', [
+    ('v5e:16x16', 256), ('v6e:2x4', 8), ('v4:2x2x1', 4), ('v4:4x4x8', 128), ('v5p:8x8x16', 1024)])
+def test_slices(name, chips):
+  assert tpus.topology(name).chips == chips
+
+
+def test_several_slices():
+  found = tpus.topology('v5e:16x16', slices=4)
+  assert (found.chips, found.options) == (1024, {'num_slices': 4})
+  with pytest.raises(tpus.TopologyError, match='slices=0'):
+    tpus.topology('v5e:16x16', slices=0)
+  with pytest.raises(tpus.TopologyError, match='network'):
+    tpus.topology('v4:4x4x4', slices=2)
+
+
+@pytest.mark.parametrize('name, fix', [
+    ('h100:8', 'v5e, v5p, v6e'), ('v5e', '16x16'), ('v5e:32x32', 'slices'), ('v5e:0x0', '16x16'),
+    ('v5e:4x4x4', '16x16'), ('v4:4x4', '4x4x8'), ('v5p:6x6x6', '4x4x8'), ('v4:0x4x4', '4x4x8'),
+    ('v4:16x16x32', 'at most 64'), ('v6e:2x', '16x16')])
+def test_a_slice_that_nobody_can_have_is_refused(name, fix):
+  with pytest.raises(tpus.TopologyError, match=f'{name}: .*{fix}'):
+    compile_check.check(tiny.config(), topology=name, vocab_size=50)
+
+
+WITH_LIBTPU = importlib.util.find_spec('libtpu') is not None
+
+
+@pytest.mark.skipif(WITH_LIBTPU, reason='libtpu is installed')
 def test_without_libtpu_the_extra_is_named():
   with pytest.raises(compile_check.CheckError, match='compile_check'):
     compile_check.check(tiny.config(), topology='v5e:2x2', vocab_size=50)
+
+
+@pytest.mark.skipif(not WITH_LIBTPU, reason="libtpu is not installed (pip install -e '.[compile_check]')")
+def test_a_small_step_compiles_for_a_slice(monkeypatch):
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+  config = tiny.config(objective={'name': 'convirt', 'teacher': 'self'})
+  found = compile_check.check(config, topology='v5e:2x2', vocab_size=50)
+  assert found.fits and found.chips == 4 and found.unknown_loops == 0
+  # Every parameter's gradient is summed once: fp32, by a ring of four.
+  assert found.collectives['all-reduce']['bytes'] > 1.5 * 4 * 1e6
+  assert found.compiler_ms > 0 and set(found.parts) >= {'image tower', 'text tower'}
+  with pytest.raises(compile_check.CheckError, match='multiple of the 4'):
+    compile_check.check(
+        tiny.config(train={'batch_size': 6}), topology='v5e:2x2', vocab_size=50)

@@ -107,7 +107,7 @@ def state(vocabulary):
 
 
 def test_a_run_starts_from_the_tower(bert_dir, vocabulary, state):
-  started = load.start(state, settings=_settings(text=str(bert_dir)), vocabulary=vocabulary)
+  started = load.start(lambda: state, settings=_settings(text=str(bert_dir)), vocabulary=vocabulary)
   theirs = files.read(bert_dir)
   tower = started.params['text_tower']
   np.testing.assert_array_equal(
@@ -118,8 +118,12 @@ def test_a_run_starts_from_the_tower(bert_dir, vocabulary, state):
   jax.tree.map(np.testing.assert_array_equal, started.ema, started.params)
   jax.tree.map(np.testing.assert_array_equal, started.params['image_tower'],
                state.params['image_tower'])
+  frozen = tiny.config(data={'max_pieces': 12}, init={'text': str(bert_dir)},
+                       optim={'text': {'freeze': True}})
+  ema = load.start(lambda: state, settings=frozen, vocabulary=vocabulary).ema
+  assert ema.keys() == state.params.keys() - {'text_tower'}
   with pytest.raises(load.LoadError, match='another vocabulary'):
-    load.start(state, settings=_settings(text=str(bert_dir)), vocabulary=vocabulary[::-1])
+    load.start(lambda: state, settings=_settings(text=str(bert_dir)), vocabulary=vocabulary[::-1])
 
 
 def test_what_does_not_fit_is_named(bert_dir, vocabulary, state, tmp_path):
@@ -130,17 +134,37 @@ def test_what_does_not_fit_is_named(bert_dir, vocabulary, state, tmp_path):
   path = tmp_path / 'weights.safetensors'
   files.write(path, tensors, dtype=files.Dtype.FLOAT32)
   with pytest.raises(load.LoadError) as error:
-    load.start(state, settings=_settings(text=str(path)), vocabulary=vocabulary)
+    load.start(lambda: state, settings=_settings(text=str(path)), vocabulary=vocabulary)
   message = str(error.value)
   assert 'missing: encoder.layer.1.output.dense.weight;' in message
   assert 'attention.self.query.bias for params/text_tower' in message and '[7]' in message
   assert 'without a place: encoder.layer.2.extra' in message and 'pooler' not in message
 
   started = load.start(
-      state, settings=_settings(text=str(path), unfit='fresh'), vocabulary=vocabulary)
+      lambda: state, settings=_settings(text=str(path), unfit='fresh'), vocabulary=vocabulary)
   mlp, fresh = (s.params['text_tower']['stack']['blocks']['mlp'] for s in (started, state))
   np.testing.assert_array_equal(mlp['dense_2']['kernel'], fresh['dense_2']['kernel'])
   assert not np.array_equal(mlp['dense_1']['kernel'], fresh['dense_1']['kernel'])
+
+
+def test_a_tower_is_known_by_its_size(bert_dir, vocabulary, state):
+  def resnet(depths, kind='basic', widths=(64, 128, 256, 512)):
+    return transformers.ResNetModel(transformers.ResNetConfig(
+        hidden_sizes=list(widths), depths=depths, layer_type=kind))
+
+  wide, variants = (256, 512, 1024, 2048), config_lib.ImageVariant
+  with torch.device('meta'):  # names and shapes alone
+    for model, expected in (
+        (resnet([2] * 4), variants.RESNET18), (resnet([3, 4, 6, 3]), None),
+        (resnet([3, 4, 6, 3], 'bottleneck', wide), variants.RESNET50),
+        (resnet([3, 4, 23, 3], 'bottleneck', wide), None),
+        (transformers.ViTModel(transformers.ViTConfig()), variants.VIT_B16),
+        (transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=13)), None)):
+      tensors = load.named(model.state_dict())
+      assert load.image_variant(tensors, load.layout_of(tensors, '')) is expected
+  settings = tiny.config(model={'text': 'bert_mini'}, init={'text': str(bert_dir)})
+  with pytest.raises(load.LoadError, match='has the size of bert_tiny.*--config.model.text=bert_tiny'):
+    load.start(lambda: state, settings=settings, vocabulary=vocabulary)
 
 
 def test_files_of_pytorch_are_weights_only(bert_dir, tmp_path):
@@ -171,6 +195,42 @@ def test_positions_are_interpolated_as_pytorch_does_it():
     np.testing.assert_array_equal(ours[:, 0], positions[:, 0])
     np.testing.assert_allclose(
         ours[0, 1:].reshape(new, new, 5), theirs[0].permute(1, 2, 0), atol=1e-5)
+
+
+def _published_names(layout, variant):
+  """Names of torchvision 0.29 and timm 1.0, written out here without our tables; no classifier."""
+  norm = ('weight', 'bias')
+  if variant is config_lib.ImageVariant.RESNET50:  # timm names ResNets as torchvision does
+    bn = (*norm, 'running_mean', 'running_var')
+    names = ['conv1.weight', *(f'bn1.{x}' for x in bn)]
+    for stage, depth in enumerate((3, 4, 6, 3)):
+      for block in (f'layer{stage + 1}.{i}' for i in range(depth)):
+        names += [f'{block}.conv{i}.weight' for i in (1, 2, 3)]
+        names += [f'{block}.bn{i}.{x}' for i in (1, 2, 3) for x in bn]
+      names += [f'layer{stage + 1}.0.downsample.0.weight',
+                *(f'layer{stage + 1}.0.downsample.1.{x}' for x in bn)]
+    return set(names)
+  if layout is layouts.Layout.TIMM:
+    names = ['cls_token', 'pos_embed', *(f'patch_embed.proj.{x}' for x in norm),
+             *(f'norm.{x}' for x in norm)]
+    parts = [f'blocks.{{}}.{part}.{x}' for x in norm for part in (
+        'norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')]
+  else:
+    names = ['class_token', 'encoder.pos_embedding', *(f'conv_proj.{x}' for x in norm),
+             *(f'encoder.ln.{x}' for x in norm)]
+    block = 'encoder.layers.encoder_layer_{}.'
+    parts = [f'{block}{part}{x}' for x in norm for part in (
+        'ln_1.', 'self_attention.in_proj_', 'self_attention.out_proj.', 'ln_2.', 'mlp.0.', 'mlp.3.')]
+  return {*names, *(part.format(i) for part in parts for i in range(12))}
+
+
+@pytest.mark.parametrize('layout, variant', [
+    (layouts.Layout.TORCHVISION, config_lib.ImageVariant.RESNET50),
+    (layouts.Layout.TORCHVISION, config_lib.ImageVariant.VIT_B16),
+    (layouts.Layout.TIMM, config_lib.ImageVariant.VIT_B16)])
+def test_names_are_those_of_torchvision_and_timm(layout, variant):
+  assert {row.theirs for row in layouts.image_rows(variant, layout)} == _published_names(
+      layout, variant)
 
 
 @pytest.mark.parametrize('layout', [layouts.Layout.TIMM, layouts.Layout.TORCHVISION])

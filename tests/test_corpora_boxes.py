@@ -7,6 +7,7 @@ import pytest
 import corpus_layouts as layouts
 import corpus_runs as corpus
 from plan_jax.data import records
+from plan_jax.data import sheet
 
 
 def test_nih(tmp_path):
@@ -19,6 +20,8 @@ def test_nih(tmp_path):
   assert heart.labels == ('cardiomegaly', 'effusion') and heart.is_annotated
   np.testing.assert_allclose(
       heart.phrases[0].boxes * 1024, [[100.5, 120, 300.5, 280.5]], rtol=1e-6)
+  [place] = found['00000002_001'].phrases  # labels call it infiltration
+  assert (place.category, place.text) == ('infiltration', 'infiltrate')
   assert not found['00000001_000'].is_annotated and found['00000001_000'].labels == ('no finding',)
 
 
@@ -69,7 +72,9 @@ def test_vindr(tmp_path):
   assert card['annotated'] == 9
   first = corpus.examples(tmp_path)['000434271f63a053c4128a0ba6350000']
   assert first.labels == ('cardiomegaly',)
-  assert first.negatives == ('pleural effusion', 'pneumonia', 'no finding')
+  assert first.negatives == ('pleural effusion', 'pneumonia', 'other diseases', 'no finding')
+  consensus = corpus.examples(tmp_path)['008b3176ad8c4aeb8dc1a7bd5cf00000']
+  assert consensus.labels == ('cardiomegaly', 'other diseases')  # the name that training has
 
 
 def test_an_image_that_lost_its_box_is_no_empty_one(tmp_path):
@@ -127,3 +132,11 @@ def test_a_contact_sheet_of_boxes(tmp_path):
   corpus.made('rsna', tmp_path, '--preview', str(tmp_path / 'sheet.png'))
   page = cv2.imread(str(tmp_path / 'sheet.png'))
   assert page.shape[1] == 6 * 166 and (page.max(axis=2) != page.min(axis=2)).any()
+
+
+def test_a_sheet_says_how_many_classes_it_does_not_show():
+  red, white = (0, 0, 255), (255, 255, 255)
+  assert sheet._captions({'a': red, 'b': red}, ('b', 'c', 'd')) == [
+      ('a', red), ('b', red), ('c', white), ('d', white)]
+  assert sheet._captions({'a': red, 'b': red}, ('c', 'd', 'e')) == [
+      ('a', red), ('b', red), ('c', white), ('and 2 more', white)]

@@ -82,7 +82,7 @@ def test_near_duplicates_of_an_excluded_directory(tmp_path, capsys):
   assert card['rows']['records'] == 11 and card['rows']['left_out'] == {'excluded_id': 1}
   assert card['near_duplicates']['between'] == {'train-excluded': 1}
   assert card['source']['selection']['exclude_pictures']['count'] == 2
-  assert 'Looking at the pictures of --exclude-ids: 2' in capsys.readouterr().out
+  assert f'Looking at the pictures of --exclude-ids {elsewhere}\n' in capsys.readouterr().out
   dropped = str(tmp_path / 'dropped')
   assert corpus.run('folder', root, *options, '--out', dropped, '--drop-near-duplicates') == 0
   [reject] = layouts.lines(tmp_path / 'dropped/rejects.jsonl')

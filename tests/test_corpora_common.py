@@ -97,6 +97,32 @@ def test_a_table_that_unpacks_to_far_more_is_refused_before(tmp_path, capsys, mo
   assert 'split.csv.gz unpacks to more than 200 times its size' in error
 
 
+def test_a_folder_without_pictures_says_what_is_needed(tmp_path, capsys):
+  (tmp_path / 'in').mkdir()
+  assert corpus.run('folder', tmp_path / 'in') == 2
+  error = capsys.readouterr().err
+  assert 'holds nothing that folder reads' in error and corpora.CORPORA['folder'].layout in error
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--preview', 'nowhere/sheet.png'], '--preview nowhere/sheet.png: its folder does not exist'),
+    (['--preview', 'sheet.pdf'], '--preview sheet.pdf: name a file that ends in .png or .jpg'),
+    (['--vocab', 'nowhere'], 'nowhere: cannot be read'),
+    (['--only-ids', 'nowhere'], 'list of ids nowhere cannot be read')])
+def test_options_are_looked_at_before_the_tables_are_read(tmp_path, capsys, options, message):
+  (tmp_path / 'in').mkdir()
+  layouts.mimic_cxr(tmp_path / 'in')
+  assert corpus.run('mimic_cxr', tmp_path / 'in', *options) == 2
+  printed, error = capsys.readouterr()
+  assert message in error and 'Reading' not in printed
+
+
+def test_an_unknown_view_is_answered_with_the_known_ones(tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    corpus.run('mimic_cxr', tmp_path, '--views', 'side')
+  assert "(choose from 'frontal', 'lateral', 'all')" in capsys.readouterr().err
+
+
 def test_two_tables_of_one_kind_are_named(tmp_path, capsys):
   root = tmp_path / 'in'
   layouts.mimic_cxr(root)
@@ -116,10 +142,12 @@ print(len(train), train[0]['image'].shape, train[0]['labels'][0].decode())
   assert done.stdout.strip() == '8 (48, 40, 1) atelectasis', done.stderr
 
 
-def test_inspect_finds_nothing_wrong(tmp_path):
+def test_inspect_finds_nothing_wrong(tmp_path, capsys):
   # Rows left out, annotated images without boxes, marks of all kinds:
   corpus.made('vindr', tmp_path)
   assert inspect.main([str(tmp_path / 'out')]) == 0
+  printed = capsys.readouterr().out
+  assert 'Rows left out' in printed and '  box_of_another_reader     6\n' in printed
 
 
 @pytest.mark.parametrize('manifests, options, rows', [
@@ -139,7 +167,8 @@ def test_counts_of_real_packs(tmp_path, manifests, options, rows):
     pytest.skip(f'PLAN_JAX_DATA with {", ".join(manifests)} is not set')
   assert prepare.main([
       'manifest', *(part for path in paths for part in ('--manifest', str(path))), '--out',
-      str(tmp_path / 'out'), '--size', '64', '--vocab-size', '300', *options]) == 0
+      str(tmp_path / 'out'), '--size', '64', '--vocab-size', '300', '--workers', '1',
+      *options]) == 0
   assert corpus.card(tmp_path)['rows'] == {**rows, 'left_out': {}}
   assert inspect.main([str(tmp_path / 'out')]) == 0
 

@@ -8,6 +8,7 @@ import corpus_layouts as layouts
 import pytest
 
 from plan_jax.data import draw
+from plan_jax.data import inspect
 from plan_jax.data import prepare
 from plan_jax.data import records
 
@@ -22,7 +23,7 @@ def _commands(document: str) -> list[list[str]]:
   content = (_ROOT / document).read_text('utf-8').replace('\\\n', ' ')
   blocks = re.findall(r'```bash\n(.*?)```', content, re.DOTALL)
   return [shlex.split(line) for block in blocks for line in block.splitlines()
-          if re.search(r'plan_jax\.data\.(prepare|draw) ', line) and ' manifest ' not in line]
+          if re.search(r'plan_jax\.data\.(prepare|draw|inspect) ', line) and ' manifest ' not in line]
 
 
 def _make(folder: pathlib.Path) -> None:
@@ -49,6 +50,9 @@ def test_printed_commands_run(document, tmp_path, monkeypatch):
     if module == 'plan_jax.data.draw':
       arguments = ['1' if part == '200' else part for part in arguments]  # the layout is small
       assert draw.main(arguments) == 0, arguments
+      continue
+    if module == 'plan_jax.data.inspect':
+      assert inspect.main(arguments) == 0, arguments
       continue
     assert prepare.main([*arguments, '--workers', '1', '--vocab-size', '300']) == 0, arguments
     if '--dry-run' not in arguments:

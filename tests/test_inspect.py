@@ -262,3 +262,34 @@ def test_many_problems_are_counted(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert printed.count('has no patient') == 20
   assert 'and 20 more\n' in printed and 'problems: 40' in printed
+
+
+def _elsewhere(directory: pathlib.Path, **changes) -> pathlib.Path:
+  """Other records; `r3={...}` changes record 3."""
+  return _write(directory, {k: {
+      'id': f'other{k}', 'patient': f'another{k}', 'image': _image(100 + k),
+      **changes.get(f'r{k}', {})} for k in range(20)})
+
+
+def test_what_lies_in_another_directory_too(sound, tmp_path, capsys):
+  pixels = cv2.imdecode(np.frombuffer(_image(3), np.uint8), cv2.IMREAD_GRAYSCALE)
+  twin = cv2.imencode('.jpg', cv2.resize(pixels, None, fx=0.7, fy=0.7), [1, 70])[1].tobytes()
+  other = _elsewhere(
+      tmp_path / 'other', r0={'image': twin, 'phrases': ()}, r1={'patient': 'patientmark4'},
+      r2={'id': 'idmark6'})
+  page = tmp_path / 'page.html'
+  assert inspect.main([str(sound), '--against', str(other), '--out', str(page)]) == 1
+  printed = capsys.readouterr().out
+  lines = [line.split() for line in printed.splitlines()]
+  assert ['almost', 'the', 'same', 'picture', '1', '0', '0'] in lines
+  assert ['the', 'same', 'id', '1', '0', '0'] in lines
+  assert ['the', 'same', 'patient', '0', '0', '1'] in lines
+  assert '  idmark3 (train) and other0 (train): ' in printed and 'problems: 3' in printed
+  assert 'patientmark' not in printed
+  html = page.read_text()
+  assert 'Also in other' in html and 'idmark' not in html and 'other0' not in html
+  apart = _elsewhere(tmp_path / 'apart')
+  assert inspect.main([str(sound), '--against', str(apart)]) == 0
+  assert 'No problem found.' in capsys.readouterr().out
+  assert inspect.main([str(sound), '--against', str(sound)]) == 2
+  assert 'that is the directory itself' in capsys.readouterr().err

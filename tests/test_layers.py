@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [  # a module imports only from its own level and those above it in this list
     {'errors', 'shapes', 'merge', 'rules', 'config', 'roll_call'},
     {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts',
-     'flops', 'processes', 'command_line', 'hlo'},
+     'flops', 'processes', 'command_line', 'hlo', 'tpus'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
      'page', 'probes', 'tasks', 'convert'},
     {'train', 'compile_check', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw',
@@ -32,10 +32,14 @@ OWNERS = {  # each heavy dependency has one owner
     'pycocotools': {'plan_jax.evals.detection'},
     'imagecodecs': {'plan_jax.data.dicom_codecs'},
     'pydicom': {'plan_jax.data.dicom'},
-    'safetensors': {'plan_jax.convert.files', 'plan_jax.convert.plan_torch'},
+    'safetensors': {  # the last is copied into exports
+        'plan_jax.convert.files', 'plan_jax.convert.to_stablehlo', 'plan_jax.convert.plan_torch'},
     'selenium': set(),
-    'torch': {  # the last two are copied into exports and imported by nothing here
-        'plan_jax.convert.files', 'plan_jax.convert.plan_torch', 'plan_jax.convert.plan_inputs'},
+    'torch': {  # the last is copied into exports
+        'plan_jax.convert.files', 'plan_jax.convert.to_onnx', 'plan_jax.convert.plan_torch'},
+    'onnx': set(),
+    'onnxscript': set(),
+    'onnxruntime': {'plan_jax.convert.to_onnx'},
     'tensorflow': set(),
     'pickle': set(),
 }

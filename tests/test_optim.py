@@ -1,6 +1,7 @@
 """Paces of the towers: what each array's update is beside that of the plain optimizer."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +10,8 @@ from plan_jax import config as config_lib
 from plan_jax import optim
 from plan_jax import stages
 from plan_jax import step as step_lib
+from plan_jax.convert import layouts
+from plan_jax.convert import tables
 
 STEPS = 20
 
@@ -82,6 +85,33 @@ def test_a_tower_warms_up_longer():
   np.testing.assert_array_equal(image, 1.0)
 
 
+@pytest.mark.parametrize('image', ['resnet_tiny', 'vit_ti16'])
+def test_what_is_a_vector_elsewhere_is_not_decayed(image):
+  """Norms and biases are vectors in PyTorch's towers, also where ours stack or split them."""
+  settings = tiny.config(model={'image': image}, optim={'warmup': 0.0, 'weight_decay': 0.5})
+  model = step_lib.build_model(settings, vocab_size=tiny.VOCAB_SIZE)
+  params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), jax.eval_shape(
+      lambda: model.init({'params': jax.random.key(0), 'dropout': jax.random.key(0)},
+                         step_lib.empty_batch(settings.data, size=1), train=False))['params'])
+  optimizer = optim.make_optimizer(settings.optim, total_steps=STEPS)
+  changes = jax.jit(  # of gradients that are 0: the decay is all there is
+      lambda params: optimizer.update(
+          jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)[0])(params)
+  is_decayed = {path: bool(np.all(x)) for path, x in tables.paths({'params': changes})}
+  arrays = dict(tables.paths({'params': params}))
+  for rows in (layouts.text_rows(settings.model.text),
+               layouts.image_rows(settings.model.image, layouts.Layout.HUB)):
+    rows = [row for row in rows if row.ours in arrays]
+    for row in rows:
+      theirs = tables.write([row], arrays)[row.theirs]
+      is_vector = theirs.size == max(theirs.shape)  # the [CLS] of a ViT has axes of length 1
+      assert is_decayed[row.ours] != is_vector, row.ours
+  for head in ('image_global', 'text_local'):
+    assert {path.partition(f'{head}/')[2]: x for path, x in is_decayed.items() if head in path} == {
+        'dense_1/kernel': True, 'dense_2/kernel': True, 'dense_2/bias': False,
+        'norm/scale': False, 'norm/bias': False}
+
+
 def test_without_a_pace_the_optimizer_is_the_plain_one():
   states = [optim.make_optimizer(tiny.config(optim=changes).optim, total_steps=STEPS).init(
       {'text_tower': _text(2), 'image_tower': _text(1)})
@@ -110,6 +140,18 @@ def test_a_frozen_tower_stays_as_it_is():
         assert not np.array_equal(old, new), part
   kernel = before.params['image_tower']['stem']['conv']['kernel']
   assert kernel.shape not in {leaf.shape for leaf in jax.tree.leaves(after.opt_state)}
+
+
+def test_a_frozen_tower_is_its_own_teacher():
+  settings = tiny.config(objective={'teacher': 'ema'}, optim={'image': {'freeze': True}})
+  model = step_lib.build_model(settings, vocab_size=tiny.VOCAB_SIZE)
+  optimizer = optim.make_optimizer(settings.optim, total_steps=settings.train.steps)
+  state = jax.eval_shape(lambda: step_lib.init_state(model, optimizer, config=settings))
+  assert state.ema.keys() == state.params.keys() - {'image_tower'}  # no copy that could drift
+  after, _ = jax.eval_shape(  # fails where the teacher lacks a tower
+      tiny.make_step(settings, devices=1), state, tiny.batch(settings),
+      stages.schedule(settings.stages, total_steps=10).values(0))
+  assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize('changes,message', [

@@ -185,8 +185,8 @@ def test_tiles():
     return found.images, found.reports
 
   assert tile(5, one_image=True) == (1, 4) and tile(0.1, one_image=True) == (1, 1)
-  assert tile(5, one_image=False) == (4, 1) and tile(13, one_image=False) == (4, 3)
-  assert tile(3, one_image=False) == (2, 1)
+  assert tile(5, one_image=False) == (2, 2) and tile(16, one_image=False) == (4, 4)
+  assert tile(3, one_image=False) == (1, 3) and tile(100, one_image=False) == (4, 12)
   words, pixels, is_word, is_pixel = features()
   with pytest.raises(ValueError, match='reports=3.* does not divide 4 images and 4 reports'):
     pair_scores.blockwise(
@@ -232,6 +232,9 @@ def test_the_plan_says_what_is_done_and_what_it_costs():
   large = cross_pair.plan(batch=32768, devices=256, **sizes)
   assert large.algorithm is Algorithm.RING and large.mib < 300
   assert cross_pair.plan(batch=32768, **sizes).algorithm is Algorithm.BLOCKWISE  # one device
+  assert small.tile == pair_scores.Tile(images=1, reports=64)
+  on_chip = cross_pair.plan(batch=16384, devices=256, platform='tpu', **sizes)
+  assert on_chip.tile == pair_scores.Tile(images=8, reports=8)
   kernel = cross_pair.plan(batch=256, platform='tpu', algorithm=Algorithm.FUSED, **sizes)
   assert kernel.mib == 0
   with pytest.raises(ValueError, match="'fused' is a kernel for TPUs, this is cpu; use 'auto'"):

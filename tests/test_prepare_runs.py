@@ -1,5 +1,7 @@
 """Runs of prepare: workers, restarts, interruptions, and directories that hold something."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -38,8 +40,8 @@ def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
   source = tmp_path / 'in'
   rows, count_all = [], 20 * parts_lib.PART_ITEMS
   for i in range(count_all):
-    pack.save(source / f'{i}.png', pack.picture(i, width=400, height=300))
-    rows.append({'image': f'{i}.png', 'text': f'Report {i}.'})
+    pack.save(source / f'{i}.jpg', pack.picture(i, width=400, height=300))
+    rows.append({'image': f'{i}.jpg', 'text': f'Report {i}.'})
   manifest = pack.manifest(source, *rows)
   assert pack.run(manifest, tmp_path / 'whole', '--size', '64') == 0
   out = tmp_path / 'killed'
@@ -91,6 +93,33 @@ def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch):
   error = capsys.readouterr().err
   assert 'Interrupted. Run the same command again' in error and 'Traceback' not in error
   assert pack.run(manifest, tmp_path / 'out') == 0
+
+
+def test_a_second_run_in_the_same_directory_is_kept_out(tmp_path, capsys, monkeypatch):
+  statuses = []
+
+  def start_another(item, **options):
+    statuses.append(pack.run(manifest, out))
+    return make(item, **options)
+
+  make, out = images.make, tmp_path / 'out'
+  manifest = pack.pairs(tmp_path / 'in', 1)
+  with monkeypatch.context() as patch:
+    patch.setattr(images, 'make', start_another)
+    assert pack.run(manifest, out) == 0
+  assert statuses == [2]
+  error = capsys.readouterr().err
+  assert f'error: --out {out}: another run is writing there' in error and 'Traceback' not in error
+  assert not (out / '.parts').exists() and pack.run(manifest, out) == 0
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, capsys, monkeypatch):
+  def without(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', without)
+  assert pack.run(pack.pairs(tmp_path / 'in', 1), tmp_path / 'out') == 0
+  assert 'has no locks; start no second run' in capsys.readouterr().out
 
 
 def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):

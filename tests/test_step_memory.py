@@ -17,11 +17,12 @@ from tests import tiny
 
 
 @functools.cache
-def one_step(*, chunks=1, devices=1):
+def one_step(*, chunks=1, devices=1, frozen=False):
   """Metrics and mean gradients after steps of the last stage, short texts included; its bytes."""
   config = tiny.config(
-      model={'dropout': 0.0, 'image': 'vit_ti16'}, train={'chunks': chunks, 'batch_size': 32},
-      objective={'teacher': 'self'}, stages={'focus': {
+      model={'dropout': 0.0, 'image': 'resnet_tiny' if frozen else 'vit_ti16'},
+      train={'chunks': chunks, 'batch_size': 32}, optim={'image': {'freeze': frozen}},
+      objective={'name': 'convirt'} if frozen else {'teacher': 'self'}, stages={'focus': {
           **config_lib.to_dict(config_lib.Config())['stages']['focus'], 'short_text_prob': 1.0}})
   mesh = mesh_lib.make_mesh(jax.devices()[:devices])
   model = step_lib.build_model(config, vocab_size=tiny.VOCAB_SIZE)
@@ -38,17 +39,17 @@ def one_step(*, chunks=1, devices=1):
   return jax.device_get((metrics, optax.tree.get(state.opt_state, 'mu'))), temporary
 
 
-@pytest.mark.parametrize('devices', [1, 2])
-def test_parts_of_a_batch_give_the_plain_step(devices):
-  (metrics, gradients), temporary = one_step()
-  (other_metrics, other), of_parts = one_step(chunks=4, devices=devices)
+@pytest.mark.parametrize('frozen, devices', [(False, 1), (False, 2), (True, 1)])
+def test_parts_of_a_batch_give_the_plain_step(frozen, devices):
+  (metrics, gradients), temporary = one_step(frozen=frozen)
+  (other_metrics, other), of_parts = one_step(frozen=frozen, chunks=4, devices=devices)
   for name, value in metrics.items():
     assert other_metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
   # Adam's mean of them: its steps would turn the rounding of a gradient of 0 into a share of lr.
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
   for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(gradients), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5 * largest)
-  if devices == 1:
+  if not frozen and devices == 1:
     print(f'{temporary / 2**20:.1f} MiB, in four parts {of_parts / 2**20:.1f} MiB')
     assert of_parts < 0.5 * temporary
 
@@ -93,7 +94,7 @@ def test_rematerialised_towers_are_the_same(image, remat):
 
 
 def test_parts_need_a_tower_without_batch_norm():
-  with pytest.raises(config_lib.ConfigError, match=r'train.chunks = 2: must be 1 with a ResNet'):
+  with pytest.raises(config_lib.ConfigError, match=r'train.chunks = 2: must be 1 with a ResNet that learns'):
     tiny.config(train={'chunks': 2})
   with pytest.raises(config_lib.ConfigError, match=r'train.chunks = 3: must divide'):
     tiny.config(model={'image': 'vit_ti16'}, train={'chunks': 3})

@@ -88,11 +88,11 @@ def _torch_bert(shape, *, vocab_size, max_pieces):
 def test_resnet_equals_transformers(variant, size, channels):
   shape = resnet.VARIANTS[variant]
   model = _randomise(_torch_resnet(shape, channels))
-  variables = torch_weights.resnet(model)
   image = _image(2, *size, channels)
   with torch.no_grad():
     theirs = model(torch.from_numpy(image.transpose(0, 3, 1, 2)), output_hidden_states=True)
   tower = resnet.ResNet(shape, jnp.float32)
+  variables = torch_weights.image(variant, model, tower, image, _extent(image))
   ours = jax.jit(lambda v, x: tower.apply(v, x, _extent(x), train=False))(variables, image)
   errors = [
       _error(a, b.permute(0, 2, 3, 1)) for a, b in zip(ours.stages, theirs.hidden_states[1:])]
@@ -106,11 +106,11 @@ def test_resnet_equals_transformers(variant, size, channels):
 def test_vit_equals_transformers(variant, size):
   shape = vit.VARIANTS[variant]
   model = _randomise(_torch_vit(shape, size=size))
-  variables = torch_weights.vit(model, heads=shape.heads)
   image = _image(2, *size, 3)
   with torch.no_grad():
     theirs = model(torch.from_numpy(image.transpose(0, 3, 1, 2))).last_hidden_state
   tower = vit.ViT(shape, jnp.float32)
+  variables = torch_weights.image(variant, model, tower, image, _extent(image))
   ours = jax.jit(lambda v, x: tower.apply(v, x, _extent(x), train=False))(variables, image)
   errors = _error(ours.pooled, theirs[:, 0]), _error(ours.patches, theirs[:, 1:])
   print(f'{variant}: [CLS], patches: ' + ', '.join(f'{e:.1e}' for e in errors))
@@ -121,7 +121,6 @@ def test_vit_equals_transformers(variant, size):
 def test_bert_equals_transformers(variant):
   shape, vocab_size, max_pieces = bert.VARIANTS[variant], 50, 24
   model = _randomise(_torch_bert(shape, vocab_size=vocab_size, max_pieces=max_pieces))
-  variables = torch_weights.bert(model, heads=shape.heads)
   pieces = np.random.default_rng(0).integers(1, vocab_size, (3, 20))
   pieces[1, 12:] = 0
   pieces[2, 1:] = 0
@@ -129,6 +128,7 @@ def test_bert_equals_transformers(variant):
     theirs = model(torch.from_numpy(pieces), attention_mask=torch.from_numpy(pieces != 0),
                    output_attentions=True)
   tower = bert.Bert(shape, vocab_size, max_pieces, 0.1, jnp.float32)
+  variables = torch_weights.text(variant, model, tower, pieces)
   ours = jax.jit(lambda v, x: tower.apply(v, x, train=False))(variables, pieces)
   errors = (_error(ours.hidden, theirs.last_hidden_state),
             _error(ours.attention, theirs.attentions[-1][:, :, 0].mean(1)))

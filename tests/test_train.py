@@ -123,19 +123,33 @@ def test_a_checkpoint_explains_itself_and_loads(straight):
   assert scores.shape == (1, 2) and np.all(np.abs(scores) <= 1 + 1e-5)
 
 
-def test_killed_and_continued_is_bitwise_the_same(straight, tmp_path, records, environment):
-  with open(tmp_path / 'first.log', 'w') as log:
-    running = subprocess.Popen(command(tmp_path, records), cwd=ROOT, env=environment, stdout=log,
+def interrupted(workdir, records, environment, *, by, when, log):
+  """Starts the run and sends a signal when `when(metric rows)`; exit status and what it printed."""
+  with open(log, 'w') as out:
+    running = subprocess.Popen(command(workdir, records), cwd=ROOT, env=environment, stdout=out,
                                stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 400
-    while running.poll() is None and time.monotonic() < deadline:
-      rows = metrics.read(tmp_path / 'metrics.jsonl')
-      if rows and rows[-1]['step'] >= 15 and (tmp_path / 'checkpoints' / '10').exists():
-        break
+    while (running.poll() is None and time.monotonic() < deadline
+           and not when(metrics.read(workdir / 'metrics.jsonl'))):
       time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-  assert running.returncode == -signal.SIGKILL, (tmp_path / 'first.log').read_text()[-2000:]
+    running.send_signal(by)
+    running.wait(timeout=120)
+  return running.returncode, log.read_text()
+
+
+def test_stopped_killed_and_continued_is_bitwise_the_same(straight, tmp_path, records, environment):
+  status, printed = interrupted(
+      tmp_path, records, environment, by=signal.SIGTERM, when=bool, log=tmp_path / 'stopped.log')
+  assert status == 1 and 'the same command continues' in printed, printed[-2000:]
+  assert 'Traceback' not in printed
+  last = metrics.read(tmp_path / 'metrics.jsonl')[-1]['step']
+  assert max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == last < STEPS - 10
+
+  status, printed = interrupted(
+      tmp_path, records, environment, by=signal.SIGKILL, log=tmp_path / 'killed.log',
+      when=lambda rows: rows[-1]['step'] > last + 5)
+  assert status == -signal.SIGKILL, printed[-2000:]
+  assert f'continuing from step {last}' in printed
   assert not (tmp_path / 'checkpoints' / str(STEPS)).exists()
 
   done = subprocess.run(command(tmp_path, records), cwd=ROOT, env=environment, capture_output=True,
@@ -154,27 +168,6 @@ def test_killed_and_continued_is_bitwise_the_same(straight, tmp_path, records, e
             for row in metrics.read(workdir / 'metrics.jsonl')]
 
   assert plain(tmp_path) == plain(straight[0])
-
-
-def test_sigterm_saves_and_the_same_command_continues(straight, tmp_path, records, environment):
-  with open(tmp_path / 'first.log', 'w') as log:
-    running = subprocess.Popen(command(tmp_path, records), cwd=ROOT, env=environment, stdout=log,
-                               stderr=subprocess.STDOUT)
-    while running.poll() is None and not metrics.read(tmp_path / 'metrics.jsonl'):
-      time.sleep(0.01)
-    running.send_signal(signal.SIGTERM)
-    running.wait(timeout=120)
-  printed = (tmp_path / 'first.log').read_text()
-  assert running.returncode == 1 and 'the same command continues' in printed, printed[-2000:]
-  assert 'Traceback' not in printed
-  last = metrics.read(tmp_path / 'metrics.jsonl')[-1]['step']
-  steps = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
-  assert max(steps) == last < STEPS
-
-  done = subprocess.run(command(tmp_path, records), cwd=ROOT, env=environment, capture_output=True,
-                        text=True, timeout=500)
-  assert done.returncode == 0 and f'continuing from step {last}' in done.stdout
-  jax.tree.map(np.testing.assert_array_equal, saved(tmp_path, STEPS), saved(straight[0], STEPS))
 
 
 def refused(records, workdir, **changes):

@@ -1,6 +1,7 @@
-r"""Converts checkpoints to PyTorch and Hugging Face.
+r"""Converts checkpoints to PyTorch, Hugging Face, StableHLO and ONNX, and towers to checkpoints.
 
   python -m plan_jax.convert export --checkpoint runs/demo --out exported
+  python -m plan_jax.convert export --checkpoint runs/demo --out exported --format onnx
   python -m plan_jax.convert import --text DIR --image DIR --out runs/started
 """
 
@@ -12,6 +13,7 @@ import jax
 
 from plan_jax import config as config_lib
 from plan_jax import errors
+from plan_jax.convert import agreement
 from plan_jax.convert import export
 from plan_jax.convert import files
 from plan_jax.convert import take
@@ -22,10 +24,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
       prog='python -m plan_jax.convert', description=__doc__.split('\n\n')[0])
   commands = parser.add_subparsers(dest='command', required=True)
-  out = commands.add_parser('export', help='a checkpoint as files for PyTorch and transformers')
+  out = commands.add_parser(
+      'export', help='a checkpoint as files for PyTorch and transformers, as StableHLO or as ONNX')
   out.add_argument('--checkpoint', required=True,
                    help='a workdir, its checkpoints/, or one step in it')
   out.add_argument('--out', required=True, help='directory for what is written')
+  out.add_argument('--format', default='torch', choices=[str(f) for f in export.Format],
+                   help='torch: PyTorch and transformers, safetensors (default); stablehlo: '
+                   'programs of jax.export, for JAX without plan_jax; onnx: for onnxruntime '
+                   "(needs the extra `onnx`: pip install -e '.[onnx]')")
   out.add_argument('--dtype', default='float32', choices=[str(d) for d in files.Dtype],
                    help='of the weights (default float32; others round)')
   out.add_argument('--force', action='store_true', help='write over an earlier export in --out')
@@ -55,7 +62,12 @@ def run(args: argparse.Namespace) -> None:
     print(f'checkpoint  {where}')
     return
   print(f'reading {args.checkpoint}', flush=True)
-  export.export(args.checkpoint, args.out, dtype=files.Dtype(args.dtype), force=args.force)
+  difference = export.export(
+      args.checkpoint, args.out, form=export.Format(args.format), dtype=files.Dtype(args.dtype),
+      force=args.force)
+  if difference is not None:
+    print(f'checked     the files were run beside the checkpoint: largest difference '
+          f'{difference:.1e} of an output\'s largest value (allowed {agreement.TOLERANCE:g})')
   print(f'written to  {args.out}; see README.md there')
 
 

@@ -1,39 +1,41 @@
-"""Writes a checkpoint as files for PyTorch and Hugging Face.
+"""Writes a checkpoint as files for PyTorch and Hugging Face, for JAX alone, or as ONNX.
 
 What lies in the directory: docs/convert.md.
 """
 
-from collections.abc import Mapping, Sequence
-import json
+from collections.abc import Mapping
+import dataclasses
+import enum
 import pathlib
 import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plan_jax import checkpoint
 from plan_jax import config as config_lib
 from plan_jax import errors
-from plan_jax import stages
+from plan_jax import inference
+from plan_jax.convert import agreement
 from plan_jax.convert import card
 from plan_jax.convert import files
-from plan_jax.convert import layouts
 from plan_jax.convert import tables
+from plan_jax.convert import to_onnx
+from plan_jax.convert import to_stablehlo
+from plan_jax.convert import to_torch
 from plan_jax.data import tokenize
-from plan_jax.losses import pair_scores
-from plan_jax.models import bert
-from plan_jax.models import plan as plan_model
-from plan_jax.models import resnet
-from plan_jax.models import vit
-from plan_jax.objectives import matching
-from plan_jax.objectives import mgca
 
-FORMAT = 1
-_HEADS = ('image_global', 'image_local', 'text_global', 'text_local')
-_JOINT = ('relation', 'log_temperature', 'prototype')
-_PYTHON = tuple(
-    pathlib.Path(__file__).with_name(name) for name in ('plan_torch.py', 'plan_inputs.py'))
+FORMAT = 2
+
+
+class Format(enum.StrEnum):
+  """For whom an export is."""
+
+  TORCH = 'torch'
+  STABLEHLO = 'stablehlo'
+  ONNX = 'onnx'
 
 
 class ExportError(errors.UserError):
@@ -41,64 +43,63 @@ class ExportError(errors.UserError):
 
 
 def export(
-    path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: files.Dtype = files.Dtype.FLOAT32,
-    force: bool = False,
-) -> None:
+    path: str | pathlib.Path, out: str | pathlib.Path, *, form: Format = Format.TORCH,
+    dtype: files.Dtype = files.Dtype.FLOAT32, force: bool = False,
+) -> float | None:
   """Writes the model of checkpoint `path` into the directory `out`.
 
   Args:
     path: a run's workdir, its `checkpoints`, or one step in it.
     out: new, or empty, or an earlier export with `force`.
+    form: which files.
     dtype: of the weights; anything but fp32 rounds them.
     force: files of the same names are written again; no other file is touched.
 
+  Returns:
+    Of programs (StableHLO, ONNX) their largest difference from the checkpoint, weights
+    rounded alike, as `agreement.check` finds it after reading them back.
+
   Raises:
-    UserError: no checkpoint there, or `out` holds something.
+    UserError: no checkpoint there, `out` holds something, a package is missing, or a
+      program that was written computes something else.
   """
+  if form is Format.ONNX:
+    if dtype is not files.Dtype.FLOAT32:
+      raise ExportError(
+          f'--dtype={dtype}: ONNX is written in float32; leave --dtype out, and make the files '
+          'smaller with the tools of onnxruntime (onnxruntime.quantization)')
+    to_onnx.require_packages()
   out = pathlib.Path(out)
   if out.exists() and not out.is_dir():
     raise ExportError(f'--out={out}: is a file; give a directory')
   if out.is_dir() and any(out.iterdir()) and not force:
     raise ExportError(f'--out={out}: is not empty; choose another, or add --force')
   restored = checkpoint.load_model(path)
-  config, ours = restored.config, flatten(jax.device_get(restored.variables))
+  # Programs compute in fp32, whatever the training did.
+  config = dataclasses.replace(restored.config, train=dataclasses.replace(
+      restored.config.train, precision=config_lib.Precision.FLOAT32))
+  ours = flatten(jax.device_get(restored.variables))
   _require_inside(out)
   errors.require_writable(out, option='--out')
-  for name in ('text', 'image'):
+  for name in ('text', 'image') if form is Format.TORCH else ('text',):
     (out / name).mkdir(exist_ok=True)
-
-  text = tables.write(layouts.text_rows(config.model.text), ours)
-  width = text[layouts.TEXT_POSITIONS].shape[1]
-  text[layouts.TOKEN_TYPES] = np.zeros((2, width), np.float32)  # they are in the positions
-  files.write(out / 'text' / 'model.safetensors', text, dtype=dtype)
-  files.write(out / 'image' / 'model.safetensors',
-              image_tensors(config.model.image, layouts.Layout.HUB, ours), dtype=dtype)
-  if config.model.image in resnet.VARIANTS:
-    files.write(out / 'image' / 'torchvision.safetensors',
-                image_tensors(config.model.image, layouts.Layout.TORCHVISION, ours), dtype=dtype)
-  files.write(out / 'heads.safetensors', tables.write(joint_rows(ours), ours), dtype=dtype)
-
-  vocabulary = restored.vocabulary
-  for name, content in {
-      'text/config.json': _text_config(config, len(vocabulary), dtype),
-      'text/tokenizer_config.json': {
-          'tokenizer_class': 'BertTokenizer', 'do_lower_case': not tokenize.is_cased(vocabulary),
-          'model_max_length': config.data.max_pieces, 'pad_token': '[PAD]', 'unk_token': '[UNK]',
-          'cls_token': '[CLS]', 'sep_token': '[SEP]', 'mask_token': '[MASK]'},
-      'image/config.json': _image_config(config, dtype),
-      'image/preprocessor_config.json': _processor(config),
-      'plan.json': {
-          'format': FORMAT, 'what': 'plan_jax export', 'torch': _torch_settings(
-              config, restored.vocabulary),
-          'about': {key: value for key, value in restored.about.items() if key != 'vocabulary'}},
-  }.items():
-    _write_text(out / name, json.dumps(content, indent=2) + '\n')
-  _write_text(out / 'text' / 'vocab.txt', ''.join(f'{token}\n' for token in vocabulary))
-  _write_text(out / 'text' / 'tokenizer.json',
-              tokenize.to_json(vocabulary, max_pieces=config.data.max_pieces))
-  _write_text(out / 'README.md', card.model_card(config, about=restored.about, dtype=str(dtype)))
-  for source in _PYTHON:
-    shutil.copyfile(source, out / source.name)
+  settings = to_torch.settings(config, restored.vocabulary)
+  _write_common(out, restored, settings, form=form, dtype=dtype)
+  match form:
+    case Format.TORCH:
+      to_torch.write(out, restored, ours, dtype=dtype)
+      return None
+    case Format.STABLEHLO:
+      to_stablehlo.write(
+          out, config, vocab_size=len(restored.vocabulary), ours=ours, dtype=dtype)
+      programs = to_stablehlo.read(out)
+    case Format.ONNX:
+      to_onnx.write(out, settings, to_torch.tensors(config, ours))
+      programs = to_onnx.read(out)
+  rounded = jax.tree.map(
+      lambda x: x.astype(jnp.dtype(str(dtype))).astype(jnp.float32), restored.variables)
+  model = inference.Model(config, restored.vocabulary, rounded, batch_size=agreement.COUNT)
+  return agreement.check(programs, model, what=f'--out={out}, {form}')
 
 
 def flatten(variables: Mapping[str, Any]) -> tables.Tensors:
@@ -106,107 +107,18 @@ def flatten(variables: Mapping[str, Any]) -> tables.Tensors:
   return {path: np.asarray(leaf) for path, leaf in tables.paths(variables)}
 
 
-def joint_rows(paths: Mapping[str, Any]) -> list[layouts.Row]:
-  """The table of what is in neither tower, as far as a model with these paths has it."""
-  return [
-      *layouts.head_rows(tuple(h for h in _HEADS if f'params/{h}/dense_1/kernel' in paths)),
-      *layouts.joint_rows(tuple(name for name in _JOINT if f'params/{name}' in paths))]
-
-
-def image_tensors(
-    variant: config_lib.ImageVariant, layout: layouts.Layout, ours: tables.Tensors,
-) -> tables.Tensors:
-  """An image tower's tensors, its stem for three channels.
-
-  The grey kernel is that of the first channel, those of the others are 0: for grey
-  images, whose channels are equal, it is the same function bit for bit.
-  """
-  rows = layouts.image_rows(variant, layout)
-  tensors, stem = tables.write(rows, ours), layouts.stem(rows)
-  tensors[stem] = np.pad(tensors[stem], ((0, 0), (0, 2), (0, 0), (0, 0)))
-  # PyTorch counts batches, for a rule that its models do not use, and misses the count.
-  counts = {name.replace('running_var', 'num_batches_tracked'): np.zeros((), np.int64)
-            for name in tensors if name.endswith('running_var')}
-  return tensors | counts
-
-
-def _text_config(config, vocab_size: int, dtype) -> dict[str, Any]:
-  shape = bert.VARIANTS[config.model.text]
-  return {
-      'model_type': 'bert', 'architectures': ['BertModel'], 'vocab_size': vocab_size,
-      'hidden_size': shape.width, 'num_hidden_layers': shape.depth,
-      'num_attention_heads': shape.heads, 'intermediate_size': 4 * shape.width,
-      'hidden_act': 'gelu', 'layer_norm_eps': 1e-12, 'pad_token_id': 0, 'type_vocab_size': 2,
-      'max_position_embeddings': config.data.max_pieces,
-      'hidden_dropout_prob': config.model.dropout,
-      'attention_probs_dropout_prob': config.model.dropout, 'dtype': str(dtype)}
-
-
-def _image_config(config, dtype) -> dict[str, Any]:
-  variant = config.model.image
-  if variant in vit.VARIANTS:
-    shape = vit.VARIANTS[variant]
-    return {
-        'model_type': 'vit', 'architectures': ['ViTModel'], 'image_size': config.data.image_size,
-        'patch_size': shape.patch, 'num_channels': 3, 'hidden_size': shape.width,
-        'num_hidden_layers': shape.depth, 'num_attention_heads': shape.heads,
-        'intermediate_size': 4 * shape.width, 'hidden_act': 'gelu', 'qkv_bias': True,
-        'layer_norm_eps': config.model.vit_epsilon, 'hidden_dropout_prob': 0.0,
-        'attention_probs_dropout_prob': 0.0, 'dtype': str(dtype)}
-  shape = resnet.VARIANTS[variant]
-  return {
-      'model_type': 'resnet', 'architectures': ['ResNetModel'], 'num_channels': 3,
-      'embedding_size': shape.stem, 'hidden_sizes': list(shape.widths),
-      'depths': list(shape.depths), 'layer_type': str(shape.block.value), 'hidden_act': 'relu',
-      'downsample_in_first_stage': False, 'downsample_in_bottleneck': False, 'dtype': str(dtype)}
-
-
-def _processor(config) -> dict[str, Any]:
-  """Of square pictures what the model sees; others lose their ends, where it would pad."""
-  size = config.data.image_size
-  return {
-      'image_processor_type': 'CLIPImageProcessor', 'do_convert_rgb': True, 'do_resize': True,
-      'size': {'shortest_edge': round(size * 256 / 224)}, 'resample': 2, 'do_center_crop': True,
-      'crop_size': {'height': size, 'width': size}, 'do_rescale': True,
-      'rescale_factor': 1 / 255, 'do_normalize': True, 'image_mean': [0.5] * 3,
-      'image_std': [0.5] * 3}
-
-
-def _torch_settings(config, vocabulary: Sequence[str]) -> dict[str, Any]:
-  """What `plan_torch.py` reads; its regions are those of the schedule's last step."""
-  objective, names = config.objective, config_lib.ObjectiveName
-  stage = stages.schedule(config.stages, total_steps=config.train.steps).values(
-      config.train.steps - 1)
-  is_plan = objective.name in (names.PLAN, names.CONVIRT)
-  is_vit = config.model.image in vit.VARIANTS
-  return {
-      'image': 'vit' if is_vit else 'resnet',
-      'image_size': config.data.image_size,
-      'image_heads': vit.VARIANTS[config.model.image].heads if is_vit else 0,
-      'image_epsilon': config.model.vit_epsilon,
-      'pixel_stage': config.model.pixel_stage,
-      'pixel_head': ('image_local' if config.model.pixel_head is config_lib.PixelHead.LOCAL
-                     else 'image_global'),
-      'grid': list(plan_model.grid_shape(config.model, config.data.image_size)),
-      'text_heads': bert.VARIANTS[config.model.text].heads,
-      'text_epsilon': 1e-12,
-      'max_pieces': config.data.max_pieces,
-      'max_words': config.data.max_words,
-      'lower': not tokenize.is_cased(vocabulary),
-      'attend': str(objective.name) if objective.name in (names.GLORIA, names.MGCA) else 'salient',
-      'raw_words': objective.name is names.GLORIA,
-      'raw_pixels': objective.name in (names.GLORIA, names.SPARC),
-      'relation': is_plan and config.model.relation is config_lib.Relation.LEARNED,
-      'rounds': objective.rounds if is_plan else 1,
-      'fixed': float(stage.sigma_fixed) if is_plan else 0.0,
-      'per_cell': float(stage.sigma_per_cell) if is_plan else 1.0,
-      'percentile': float(stage.sigma_percentile) if is_plan else 0.0,
-      'gate_width': (
-          objective.gate_width if is_plan and objective.gate is config_lib.Gate.SOFT else 0.0),
-      'temperature': mgca.TOKEN_TEMPERATURE,
-      'weigh_by_match': matching.matches_across_pairs(objective),
-      'word_sharpness': pair_scores.WORD_SHARPNESS,
-      'weigh_by_attention': objective.term_weights is config_lib.TermWeights.ATTENTION}
+def _write_common(out: pathlib.Path, restored: checkpoint.Restored, settings, *, form, dtype) -> None:
+  """What every format has: how inputs are made, settings, the card."""
+  vocabulary, about = restored.vocabulary, restored.about
+  files.write_text(out / 'text' / 'vocab.txt', ''.join(f'{token}\n' for token in vocabulary))
+  files.write_text(out / 'text' / 'tokenizer.json', tokenize.to_json(
+      vocabulary, max_pieces=restored.config.data.max_pieces))
+  files.write_json(out / 'plan.json', {
+      'format': FORMAT, 'what': f'plan_jax export, {form}', 'settings': settings,
+      'about': {key: value for key, value in about.items() if key != 'vocabulary'}})
+  files.write_text(out / 'README.md', card.model_card(
+      restored.config, about=about, dtype=str(dtype), form=str(form)))
+  shutil.copyfile(pathlib.Path(__file__).with_name('plan_inputs.py'), out / 'plan_inputs.py')
 
 
 def _require_inside(out: pathlib.Path) -> None:
@@ -217,7 +129,3 @@ def _require_inside(out: pathlib.Path) -> None:
   for path in [*out.glob('*'), *out.glob('*/*')]:
     if path.is_symlink():
       raise ExportError(f'{path}: is a link; remove it, or choose another --out')
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-  path.write_text(text, encoding='utf-8', newline='\n')

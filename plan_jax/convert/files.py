@@ -33,6 +33,16 @@ def write(path: pathlib.Path, tensors: tables.Tensors, *, dtype: Dtype) -> None:
        for name, x in tensors.items()}, path, metadata={'format': 'pt'})
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text file, equal on all systems."""
+  path.write_text(text, encoding='utf-8', newline='\n')
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes a JSON file that people can read."""
+  write_text(path, json.dumps(content, indent=2) + '\n')
+
+
 def read(path: str | pathlib.Path) -> tables.Tensors:
   """The tensors of a file, or of a model's directory, as fp32.
 

@@ -1,12 +1,11 @@
 """Starts from towers of other programs: every tensor finds its place, or is named."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import pathlib
 import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from plan_jax import config as config_lib
@@ -17,6 +16,7 @@ from plan_jax.convert import layouts
 from plan_jax.convert import tables
 from plan_jax.data import tokenize
 from plan_jax.models import bert
+from plan_jax.models import resnet
 from plan_jax.models import vit
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -26,6 +26,7 @@ _NOT_THE_TOWER = re.compile(
     r'(pooler|cls|classifier|fc|heads?|lm_head|qa_outputs|pre_logits|projection)\.'
     r'|.*(num_batches_tracked|position_ids|mask_token)$')
 _PREFIX = re.compile(r'^(module\.|model\.)*(bert\.|vit\.|deit\.|resnet\.)?')
+_BLOCK = re.compile(r'\.\d+\.')
 _ALIASES = (  # other versions' names of the same
     (r'LayerNorm\.gamma$', 'LayerNorm.weight'),
     (r'LayerNorm\.beta$', 'LayerNorm.bias'),
@@ -46,18 +47,31 @@ class LoadError(errors.UserError):
 
 
 def start(
-    state: step_lib.TrainState, *, settings: config_lib.Config, vocabulary: Sequence[str],
+    init: Callable[[], step_lib.TrainState], *, settings: config_lib.Config,
+    vocabulary: Sequence[str],
 ) -> step_lib.TrainState:
-  """A new run's state with the towers that `settings.init` names; placed as it was.
+  """A new run's state, with the towers that `settings.init` names; placed as `init` places it.
+
+  The weights are read and fitted first, so that what does not fit is refused before anything
+  is compiled.
+
+  Args:
+    init: draws the state.
+    settings: of the run.
+    vocabulary: of the records.
 
   Raises:
     UserError: weights that cannot be read, or do not fit.
   """
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  variables = replace(variables, arrays(
-      settings, shapes=shapes_of(variables), vocabulary=vocabulary))
-  ema = jax.tree.map(jnp.copy, variables['params']) if state.ema else state.ema
-  return state.replace(**variables, ema=ema)
+  drawn = jax.eval_shape(init)
+  found = arrays(settings, vocabulary=vocabulary, shapes=shapes_of(
+      {'params': drawn.params, 'batch_stats': drawn.batch_stats}))
+  state = init()
+  if not found:
+    return state
+  variables = replace({'params': state.params, 'batch_stats': state.batch_stats}, found)
+  return state.replace(
+      **variables, ema=step_lib.first_ema(variables['params'], config=settings))
 
 
 def shapes_of(variables: Any) -> dict[str, tuple[int, ...]]:
@@ -88,34 +102,37 @@ def arrays(
   """
   found, init = {}, settings.init
   if init.text:
-    fitted = text(init.text, settings.model, shapes=shapes, vocabulary=vocabulary)
+    fitted = text(init.text, settings.model, unfit=init.unfit, shapes=shapes,
+                  vocabulary=vocabulary)
     found |= checked(fitted, f'config.model.text = {settings.model.text}', init.text, settings)
   if init.image:
-    fitted = image(init.image, settings.model, normalisation=init.normalisation, shapes=shapes)
+    fitted = image(init.image, settings.model, unfit=init.unfit,
+                   normalisation=init.normalisation, shapes=shapes)
     found |= checked(
         fitted, f'config.model.image = {settings.model.image}', init.image, settings)
   return found
 
 
 def text(
-    path: str, model: config_lib.Model, *, shapes: Mapping[str, tuple[int, ...]],
-    vocabulary: Sequence[str],
+    path: str, model: config_lib.Model, *, unfit: config_lib.Unfit,
+    shapes: Mapping[str, tuple[int, ...]], vocabulary: Sequence[str],
 ) -> tables.Fitted:
   """The text tower's arrays from a BERT: a directory, or a file of weights.
 
   Raises:
     UserError: unreadable, another vocabulary, or a BERT that computes otherwise.
   """
+  tensors = _read('text', path)
+  _require_size('text', path, model.text, text_variant(tensors), unfit)
   shape = bert.VARIANTS[model.text]
   _require_config(path, 'bert', num_attention_heads=shape.heads, layer_norm_eps=1e-12,
                   hidden_act='gelu', position_embedding_type='absolute')
-  directory = pathlib.Path(path)
+  directory = _directory(path)
   if any((directory / name).is_file() for name in ('vocab.txt', 'tokenizer.json')):
     if tokenize.read_vocabulary(directory) != list(vocabulary):
       raise LoadError(
           f'config.init.text = {path}: has another vocabulary than the records; prepare them with '
-          f'--vocab {path}')
-  tensors = named(files.read(path))
+          f'--vocab {directory}')
   types = tensors.pop(layouts.TOKEN_TYPES, None)
   positions = tensors.get(layouts.TEXT_POSITIONS)
   if positions is not None and positions.ndim == 2:
@@ -128,16 +145,17 @@ def text(
 
 
 def image(
-    path: str, model: config_lib.Model, *, normalisation: config_lib.Normalisation,
-    shapes: Mapping[str, tuple[int, ...]],
+    path: str, model: config_lib.Model, *, unfit: config_lib.Unfit,
+    normalisation: config_lib.Normalisation, shapes: Mapping[str, tuple[int, ...]],
 ) -> tables.Fitted:
   """The image tower's arrays; position embeddings are interpolated to our grid.
 
   Raises:
     UserError: unreadable, of no known layout, or a tower that computes otherwise.
   """
-  tensors = named(files.read(path))
+  tensors = _read('image', path)
   layout = layout_of(tensors, path)
+  _require_size('image', path, model.image, image_variant(tensors, layout), unfit)
   if model.image in vit.VARIANTS:
     shape = vit.VARIANTS[model.image]
     _require_config(path, 'vit', num_attention_heads=shape.heads,
@@ -202,7 +220,7 @@ def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) ->
 def _normalisation(path: str, asked: config_lib.Normalisation):
   if asked is not config_lib.Normalisation.AUTO:
     return _HALF if asked is config_lib.Normalisation.HALF else _IMAGENET
-  beside = pathlib.Path(path) / 'preprocessor_config.json'
+  beside = _directory(path) / 'preprocessor_config.json'
   if not beside.is_file():
     raise LoadError(
         f'config.init.image = {path}: has no preprocessor_config.json, which says how its images '
@@ -245,9 +263,58 @@ def layout_of(tensors: tables.Tensors, path: str) -> layouts.Layout:
       f'tensors are {", ".join(list(tensors)[:5])}, ...')
 
 
+def text_variant(tensors: tables.Tensors) -> config_lib.TextVariant | None:
+  """The BERT of these (`named`) tensors' width and depth; None if we have none."""
+  words = tensors.get('embeddings.word_embeddings.weight')
+  depth = len({name.split('.')[2] for name in tensors if name.startswith('encoder.layer.')})
+  return next((variant for variant, shape in bert.VARIANTS.items() if words is not None
+               and (shape.width, shape.depth) == (words.shape[-1], depth)), None)
+
+
+def image_variant(
+    tensors: tables.Tensors, layout: layouts.Layout) -> config_lib.ImageVariant | None:
+  """The ViT or ResNet of these (`named`) tensors' width and depth; None if we have none."""
+  return next((variant for variant in config_lib.ImageVariant
+               if _has_size(variant, layout, tensors)), None)
+
+
+def _has_size(variant, layout, tensors) -> bool:
+  rows = layouts.image_rows(variant, layout)
+  theirs = {row.theirs for row in rows}
+  # A ResNet-50 has all names of a ResNet-18; what it has besides is in numbered blocks.
+  if theirs - tensors.keys() or any(_BLOCK.search(name) for name in tensors.keys() - theirs):
+    return False
+  first, last = layouts.stem(rows), rows[-1]
+  shape = vit.VARIANTS.get(variant)
+  width = shape.width if shape else resnet.VARIANTS[variant].stem
+  end = shape.width if shape else resnet.VARIANTS[variant].widths[-1]
+  return tensors[first].shape[0] == width and tensors[last.theirs].shape[0] == end
+
+
+def _read(tower: str, path: str) -> tables.Tensors:
+  if not pathlib.Path(path).exists():
+    raise LoadError(
+        f'config.init.{tower} = {path}: is not here; give a directory or a file of weights. What is '
+        'on the Hugging Face hub comes by: hf download NAME --local-dir DIR')
+  return named(files.read(path))
+
+
+def _directory(path: str) -> pathlib.Path:
+  """Where what is said of these weights lies; a file's folder is taken for a model's by its name."""
+  whole = pathlib.Path(path)
+  return whole.parent if whole.name in ('model.safetensors', 'pytorch_model.bin') else whole
+
+
+def _require_size(tower: str, path: str, chosen: str, found: str | None, unfit) -> None:
+  """What has the size of another tower gets that advice, and no list of all its tensors."""
+  if found not in (None, chosen) and unfit is config_lib.Unfit.FAIL:
+    raise LoadError(f'config.init.{tower} = {path}: has the size of {found}, and '
+                    f'config.model.{tower} = {chosen}; set --config.model.{tower}={found}')
+
+
 def _require_config(path: str, group: str, **expected: Any) -> None:
   """What no tensor shows: config.json, where there is one, must say the same."""
-  beside = pathlib.Path(path) / 'config.json'
+  beside = _directory(path) / 'config.json'
   if not beside.is_file():
     return
   content = files.read_json(beside)

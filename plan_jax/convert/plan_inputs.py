@@ -1,6 +1,6 @@
-"""Pictures and texts as an exported plan_jax model reads them; needs torch alone.
+"""Pictures and texts as an exported plan_jax model reads them; needs NumPy alone.
 
-Lies beside `plan_torch.py`, which says how to use it. Reading a JPEG, PNG or DICOM into grey
+Lies beside the model in an export of any format; its README.md says how to use it. Reading a JPEG, PNG or DICOM into grey
 values is yours: PIL's `convert('L')`, say.
 """
 
@@ -9,13 +9,13 @@ import os
 import pathlib
 import unicodedata
 
-import torch
+import numpy as np
 
 
 def load(directory=None) -> 'Inputs':
   """Of an export, by default that of the directory of this file."""
   directory = pathlib.Path(directory or os.path.dirname(os.path.abspath(__file__)))
-  settings = json.loads((directory / 'plan.json').read_text(encoding='utf-8'))['torch']
+  settings = json.loads((directory / 'plan.json').read_text(encoding='utf-8'))['settings']
   vocabulary = (directory / 'text' / 'vocab.txt').read_text(encoding='utf-8').split('\n')[:-1]
   return Inputs(settings, vocabulary)
 
@@ -35,26 +35,30 @@ class Inputs:
 
     Args:
       grey: uint8 [h w]; bright is dense, as in radiographs that are shown.
+
+    Returns:
+      The frame, uint8 [size size], and where in it the picture is, int32 (y0, x0, y1, x1),
+      ends exclusive.
     """
     size = self.settings['image_size']
     height, width = grey.shape
     long_side = round(size * 256 / 224)
     scale = long_side / max(height, width)
     new = max(1, round(height * scale)), max(1, round(width * scale))
-    x = grey.double()
+    x = np.asarray(grey, np.float64)
     if new != (height, width):
       weigh = _area_weights if new[0] * new[1] < height * width else _linear_weights
       x = weigh(height, new[0]) @ x @ weigh(width, new[1]).T
-    x = (x + 0.5).floor().clamp(0, 255).to(torch.uint8)
+    x = np.floor(x + 0.5).clip(0, 255).astype(np.uint8)
     cut = (long_side - size) // 2
     top, left = ((long_side - n) // 2 - cut for n in new)
     y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + new[0], size), min(left + new[1], size)
-    frame = torch.zeros((size, size), dtype=torch.uint8)
+    frame = np.zeros((size, size), np.uint8)
     frame[y0:y1, x0:x1] = x[y0 - top:y1 - top, x0 - left:x1 - left]
-    return frame, torch.tensor([y0, x0, y1, x1])
+    return frame, np.array([y0, x0, y1, x1], np.int32)
 
   def tokenize(self, text: str):
-    """Pieces [s], the word of each piece [s] (-1: none), and the words as read.
+    """Pieces [s] and the word of each piece [s] (-1: none), both int32, and the words as read.
 
     WordPiece as BERT does it. Words hold a letter or a digit; `XXXX` is no word.
     """
@@ -71,7 +75,8 @@ class Inputs:
       words += [word] * is_word
     ids, word_of = ids[:length - 1] + [self.vocabulary['[SEP]']], word_of[:length - 1] + [-1]
     rest = length - len(ids)
-    return torch.tensor(ids + [0] * rest), torch.tensor(word_of + [-1] * rest), words
+    return (np.array(ids + [0] * rest, np.int32), np.array(word_of + [-1] * rest, np.int32),
+            words)
 
   def _pieces(self, word):
     """The longest pieces from the left; [UNK] where they do not spell the word."""
@@ -90,16 +95,15 @@ class Inputs:
 
 def _area_weights(before: int, after: int):
   """[after before]: the share of each old pixel in each new one."""
-  edges = torch.arange(after + 1).double() * (before / after)
-  old = torch.arange(before).double()
-  overlap = (torch.minimum(edges[1:, None], old + 1) - torch.maximum(edges[:-1, None], old))
-  return overlap.clamp_min(0) * (after / before)
+  edges, old = np.arange(after + 1) * (before / after), np.arange(before)
+  overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
+  return overlap.clip(0) * (after / before)
 
 
 def _linear_weights(before: int, after: int):
   """[after before]: linear between centres, the edge repeated."""
-  place = ((torch.arange(after).double() + 0.5) * (before / after) - 0.5).clamp(0, before - 1)
-  return (1 - (place[:, None] - torch.arange(before).double()).abs()).clamp_min(0)
+  place = ((np.arange(after) + 0.5) * (before / after) - 0.5).clip(0, before - 1)
+  return (1 - np.abs(place[:, None] - np.arange(before))).clip(0)
 
 
 def _split(text: str, *, lower: bool):

@@ -1,11 +1,11 @@
 """An exported plan_jax model in PyTorch: vectors of images and reports, and grounding maps.
 
-Needs torch and safetensors, and nothing else. Copy it where you like.
+Needs torch and safetensors, and nothing else (`plan_inputs.py`: NumPy). Copy it where you like.
 
   import plan_inputs, plan_torch
   model = plan_torch.load('export')                 # the directory of this file
   inputs = plan_inputs.load('export')               # pictures and texts as the model reads them
-  frame, extent = inputs.frame(grey)                # grey: uint8 [h w]
+  frame, extent = inputs.frame(grey)                # grey: uint8 [h w]; NumPy arrays
   images = model.encode_images(frame[None], extent[None])
   pieces, piece_word, words = inputs.tokenize('small left pleural effusion')
   texts = model.encode_texts(pieces[None], piece_word[None])
@@ -56,7 +56,7 @@ class Texts:
 def load(directory=None, *, dtype=torch.float32) -> 'Plan':
   """The model of an export, by default that of the directory of this file, in eval mode."""
   directory = pathlib.Path(directory or os.path.dirname(os.path.abspath(__file__)))
-  settings = json.loads((directory / 'plan.json').read_text(encoding='utf-8'))['torch']
+  settings = json.loads((directory / 'plan.json').read_text(encoding='utf-8'))['settings']
   files = {'text': 'text/model.safetensors', 'image': 'image/model.safetensors',
            'heads': 'heads.safetensors'}
   tensors = {part: load_file(directory / name) for part, name in files.items()}
@@ -136,9 +136,10 @@ class Plan(nn.Module):
     """Vectors of frames.
 
     Args:
-      frames: grey values 0..255 [b h h], as `plan_inputs` gives them.
+      frames: grey values 0..255 [b h h], as `plan_inputs` gives them; NumPy or torch.
       extent: (y0, x0, y1, x1) of the real pixels [b 4], end exclusive.
     """
+    frames, extent = self._here(frames), self._here(extent)
     is_real = _cells(extent, frames.shape[-1], 1)
     grey = torch.where(is_real, (frames.float() / 255 - 0.5) / 0.5, 0.0)[:, None]
     see = self._vit if self.settings['image'] == 'vit' else self._resnet
@@ -155,6 +156,7 @@ class Plan(nn.Module):
       pieces: ids [b s]: [CLS] pieces... [SEP], then 0.
       piece_word: the word of each piece [b s], or -1.
     """
+    pieces, piece_word = self._here(pieces), self._here(piece_word)
     is_piece = pieces != 0
     hidden, first_row = self._bert(pieces, is_piece)
     hidden = hidden.float()
@@ -208,6 +210,10 @@ class Plan(nn.Module):
     low = torch.where(images.is_pixel, maps, torch.inf).amin(-1, keepdim=True)
     maps = torch.where(images.is_pixel, maps, torch.where(low.isfinite(), low, 0.0))
     return maps.unflatten(1, self.settings['grid'])
+
+  def _here(self, x):
+    """An array or tensor as a tensor where the model is."""
+    return torch.as_tensor(x, device=self.heads.image_global.dense_1.weight.device)
 
   # Words and pixels.
 

@@ -11,14 +11,12 @@ from plan_jax import checkpoint
 from plan_jax import config as config_lib
 from plan_jax import errors
 from plan_jax import step as step_lib
-from plan_jax.convert import export
 from plan_jax.convert import files
 from plan_jax.convert import layouts
 from plan_jax.convert import load
 from plan_jax.convert import tables
+from plan_jax.convert import to_torch
 from plan_jax.data import tokenize
-from plan_jax.models import bert
-from plan_jax.models import resnet
 from plan_jax.models import vit
 
 
@@ -68,7 +66,7 @@ def take(
   found = load.arrays(settings, shapes=shapes, vocabulary=vocabulary)
   if whole:
     heads = pathlib.Path(text).parent / 'heads.safetensors'
-    fitted = tables.read(export.joint_rows(shapes), files.read(heads), shapes=shapes)
+    fitted = tables.read(to_torch.joint_rows(shapes), files.read(heads), shapes=shapes)
     found |= load.checked(fitted, 'the heads', str(heads), settings)
   # Only what is fresh is computed: drawing a whole tower compiles for a minute.
   fresh = jax.jit(lambda: {path: x for path, x in tables.paths(init()) if path not in found})()
@@ -95,50 +93,27 @@ def _export_of(text: str, image: str) -> dict[str, Any] | None:
 def _settings(text: str, image: str) -> dict[str, Any]:
   """Settings of the model that has these tensors, by the sizes of the towers."""
   tensors = load.named(files.read(text))
-  words = tensors.get('embeddings.word_embeddings.weight')
-  depth = _depth(tensors, 'encoder.layer.')
-  texts = [variant for variant, shape in bert.VARIANTS.items()
-           if words is not None and (shape.width, shape.depth) == (words.shape[-1], depth)]
-  if not texts:
+  text_tower = load.text_variant(tensors)
+  if text_tower is None:
     raise load.LoadError(f'--text={text}: is no BERT of a size that plan_jax has; they are '
                          f'{", ".join(config_lib.TextVariant)}')
   positions = tensors.get(layouts.TEXT_POSITIONS)
   pieces = min(len(positions), 512) if positions is not None else 512
   tensors = load.named(files.read(image))
   layout = load.layout_of(tensors, image)
-  images = [variant for variant in config_lib.ImageVariant if _is(variant, layout, tensors)]
-  if not images:
+  image_tower = load.image_variant(tensors, layout)
+  if image_tower is None:
     raise load.LoadError(f'--image={image}: is no ViT or ResNet of a size that plan_jax has; they '
                          f'are {", ".join(config_lib.ImageVariant)}')
-  values = {'model': {'text': str(texts[0]), 'image': str(images[0])},
+  values = {'model': {'text': str(text_tower), 'image': str(image_tower)},
             'data': {'max_pieces': pieces}}
-  if images[0] in vit.VARIANTS:
+  if image_tower in vit.VARIANTS:
     patches = tensors[layouts.image_positions(layout)].shape[1] - 1
-    values['data']['image_size'] = round(patches**0.5) * vit.VARIANTS[images[0]].patch
+    values['data']['image_size'] = round(patches**0.5) * vit.VARIANTS[image_tower].patch
     beside = pathlib.Path(image) / 'config.json'
     content = files.read_json(beside) if beside.is_file() else {'layer_norm_eps': 1e-6}
     values['model']['vit_epsilon'] = content.get('layer_norm_eps', 1e-12)
   return values
-
-
-def _is(variant, layout, tensors) -> bool:
-  """Whether the tensors have this tower's width and depth."""
-  rows = layouts.image_rows(variant, layout)
-  if not all(row.theirs in tensors for row in rows):
-    return False
-  first, last = layouts.stem(rows), rows[-1]
-  shape = vit.VARIANTS.get(variant)
-  width = shape.width if shape else resnet.VARIANTS[variant].stem
-  depth = max((row.block or 0) for row in rows) + 1
-  is_deep = (shape is None or not any(
-      row.theirs.replace(f'.{depth - 1}.', f'.{depth}.') in tensors for row in rows
-      if row.block == depth - 1))
-  end = shape.width if shape else resnet.VARIANTS[variant].widths[-1]
-  return is_deep and tensors[first].shape[0] == width and tensors[last.theirs].shape[0] == end
-
-
-def _depth(tensors, prefix: str) -> int:
-  return len({name[len(prefix):].split('.')[0] for name in tensors if name.startswith(prefix)})
 
 
 def _plain(value: str) -> Any:

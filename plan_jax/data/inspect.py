@@ -1,9 +1,10 @@
 """What is in records, and whether it is sound: `python -m plan_jax.data.inspect DIR`."""
 
 import argparse
+import dataclasses
 import pathlib
 import sys
-from typing import Iterator, Mapping, Sequence
+from typing import Iterable, Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from plan_jax import errors
 from plan_jax import page
 from plan_jax.data import augment
 from plan_jax.data import check
+from plan_jax.data import overlap
 from plan_jax.data import records
 
 _SAMPLES = 24
@@ -22,11 +24,13 @@ _BINS = 30
 _EXAMPLES = """\
 Every record is read: its image and masks are decoded, boxes must lie within it, ids
 be unique, patients be in one split, labels be known; counts and content hash must be
-those of the card.
+those of the card. With --against, records that lie in another directory as well are
+problems too: almost the same picture, the same id or the same patient.
 
 examples:
   python -m plan_jax.data.inspect records/real
   python -m plan_jax.data.inspect records/real --out records.html --include-text
+  python -m plan_jax.data.inspect records/train --against records/evaluation
 
 Exit status: 0 all is well; 1 problems were found; 2 nothing there that can be inspected;
 130 interrupted.
@@ -53,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
       '--out', default=None, metavar='FILE', type=pathlib.Path,
       help='also write a page (HTML): tables, histograms, samples')
   parser.add_argument(
+      '--against', action='append', default=[], metavar='DIR', type=pathlib.Path,
+      help='other records, such as an evaluation set: list what lies in both; may be given '
+      'several times')
+  parser.add_argument(
       '--include-text', action='store_true',
       help='show reports, phrases and ids on the page; they may be patient data')
   return parser
@@ -67,10 +75,18 @@ def _run(options: argparse.Namespace) -> Sequence[check.Problem]:
     raise errors.UserError('--include-text needs --out: it is about the page')
   print(f'Inspecting {options.directory}', flush=True)
   contents = check.check(options.directory, samples=_SAMPLES if options.out else 0)
-  tables = list(_tables(contents))
+  overlaps = {path: overlap.compare(options.directory, path) for path in options.against}
+  contents = dataclasses.replace(contents, problems=(
+      *contents.problems, *(problem for path, found in overlaps.items()
+                            for problem in _overlap_problems(found, name=path.resolve().name))))
+  tables = [*_tables(contents), *(
+      _overlap_table(found, contents.measures, name=path.resolve().name)
+      for path, found in overlaps.items())]
   for table in tables:
     print(f'\n{table.caption}')
     _print_table(table)
+  for path, found in overlaps.items():
+    _print_pairs(found, name=path.resolve().name)
   print()
   for problem in contents.problems[:_SHOWN_PROBLEMS]:
     print(problem)
@@ -120,9 +136,38 @@ def _tables(contents: check.Contents) -> Iterator[page.Table]:
       yield page.Table(caption=caption, columns=('', *measures), rows=[(
           name, *(f'{counts[split][name]:,} ({_share(counts[split][name], found.words)})'
                   for split, found in measures.items())) for name in names])
-  if rejected := contents.card['rows']['rejected']:
-    yield page.Table(caption='Rows rejected', columns=('reason', 'rows'),
-                     rows=[(reason, f'{count:,}') for reason, count in rejected.items()])
+  counts = contents.card['rows']
+  near = contents.card.get('near_duplicates', {})  # like what is left out: since format 2
+  for caption, columns, found in (
+      ('Rows rejected', ('reason', 'rows'), counts['rejected']),
+      ('Rows left out', ('reason', 'rows'), counts.get('left_out', {})),
+      ('Near-duplicates that prepare found', ('splits', 'pairs'), near.get('between', {}))):
+    if found:
+      yield page.Table(caption=caption, columns=columns,
+                       rows=[(name, f'{count:,}') for name, count in found.items()])
+
+
+def _overlap_table(
+    found: overlap.Overlap, splits: Iterable[str], *, name: str) -> page.Table:
+  return page.Table(
+      caption=f'Also in {name}, by records', columns=('', *splits),
+      rows=[(kind, *(f'{counts[split]:,}' for split in splits))
+            for kind, counts in found.counts.items()])
+
+
+def _overlap_problems(found: overlap.Overlap, *, name: str) -> Iterator[check.Problem]:
+  for kind, counts in found.counts.items():
+    for split, count in counts.items():
+      if count:
+        yield check.Problem(file=split, what=f'{count:,} records with {kind} as in {name}')
+
+
+def _print_pairs(found: overlap.Overlap, *, name: str):
+  if found.pairs:
+    print(f'\nThe nearest pictures, here and in {name}')
+  for pair in found.pairs[:_SHOWN_PROBLEMS]:
+    (a, b), (split, other) = pair.ids, pair.splits
+    print(f'  {a} ({split}) and {b} ({other}): {pair.distance} of 256 bits differ')
 
 
 def _share(count: int, of: Sequence[int]) -> str:
@@ -168,8 +213,8 @@ def _histograms(measures: Mapping[str, check.Measures]) -> Iterator[page.Curve]:
   for title, label, column in columns:
     values = {split: np.asarray(column(found), np.float64) for split, found in measures.items()}
     values = {split: found[np.isfinite(found)] for split, found in values.items() if len(found)}
-    if not values:
-      continue
+    if not any(found.any() for found in values.values()):
+      continue  # no boxes, or no reports
     together = np.concatenate(list(values.values()))
     edges = np.histogram_bin_edges(together, bins=_BINS)
     series = {}

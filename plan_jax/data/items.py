@@ -2,21 +2,17 @@
 
 import dataclasses
 import hashlib
-import itertools
 import os
 from typing import Any, Iterable, Mapping, Sequence
 
-import tqdm
-
 from plan_jax import errors
-from plan_jax.data import augment
 from plan_jax.data import likeness
+from plan_jax.data import overlap
 from plan_jax.data import records
 from plan_jax.data import rows as rows_lib
 
 _Reason = rows_lib.Reason
 _BAD_PLACES = {_Reason.BAD_ANNOTATION, _Reason.BAD_BOX, _Reason.BAD_MASK}
-_SHOWN_FROM = 10_000  # pictures: fewer take seconds
 _TRAIN_SHARE, _VAL_SHARE = 0.90, 0.05  # of the patients, where no split is given
 
 
@@ -95,18 +91,13 @@ def read_pictures(directories: Iterable[str]) -> tuple[likeness.Picture, ...]:
 
   Raises:
     records.RecordsError: one holds no records.
-    augment.ImageError: a picture is damaged.
+    overlap.OverlapError: a picture is damaged.
   """
-  sources = [records.Records(path, split) for path in directories for split in records.SPLITS]
-  total = sum(map(len, sources))
-  if total:
-    print(f'Looking at the pictures of --exclude-ids: {total}', flush=True)
-  with tqdm.tqdm(itertools.chain(*sources), total=total, unit='picture', desc='pictures',
-                 disable=total < _SHOWN_FROM, dynamic_ncols=True,
-                 mininterval=0.2 if os.isatty(2) else 10) as bar:
-    return tuple(likeness.Picture(
-        id=example.id, hash=likeness.picture_hash(augment.decode_image(example.image)))
-                 for example in bar)
+  found = []
+  for path in directories:
+    print(f'Looking at the pictures of --exclude-ids {path}', flush=True)
+    found += [likeness.Picture(id=entry.id, hash=entry.hash) for entry in overlap.entries(path)]
+  return tuple(found)
 
 
 def assemble(

@@ -7,6 +7,7 @@ from typing import Sequence
 
 from plan_jax.data import corpora
 from plan_jax.data import reports
+from plan_jax.data import sheet
 from plan_jax.data.corpora import base
 
 _MANIFEST_HELP = """\
@@ -56,8 +57,7 @@ examples:
 _CORPUS_EXAMPLES = """\
 examples:
   python -m plan_jax.data.prepare {name} --root {name} --out records/{name} --dry-run
-  python -m plan_jax.data.prepare {name} --root {name} --out records/{name} \\
-      --preview sheet.png
+  python -m plan_jax.data.prepare {name} --root {name} --out records/{name}
 
 docs/data.md says what to download and what to expect.
 """
@@ -183,7 +183,7 @@ def add_source(parser: argparse.ArgumentParser, corpus: base.Corpus) -> None:
         help='folder of the reports (default: --root)')
   if corpus.has_views:
     parser.add_argument(
-        '--views', choices=list(base.Views), default='frontal',
+        '--views', choices=list(map(str, base.Views)), default='frontal',
         help='which views are taken (default: %(default)s)')
   if corpus.labelers:
     parser.add_argument(
@@ -220,7 +220,8 @@ def _add_shared(parser: argparse.ArgumentParser, *, size: int, size_help: str):
   parser.add_argument(
       '--strict', action='store_true', help='any rejected row is an error')
   parser.add_argument(
-      '--preview', default='', metavar='FILE', help='also draw a contact sheet (PNG)')
+      '--preview', type=pathlib.Path, metavar='FILE',
+      help=f'where the contact sheet goes, a .png or .jpg (default: DIR/{sheet.NAME})')
 
 
 def _add_allow_empty_text(parser: argparse.ArgumentParser):

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import sys
 from typing import Any, Sequence
 
@@ -57,12 +56,12 @@ def _run_manifest(options: argparse.Namespace) -> int:
       image=options.image_key, text=options.text_key or options.report_key,
       reading=options_lib.manifest_reading(options), labels=tuple(options.label_key))
   names = [manifest_lib.short_name(path) for path in options.manifest]
-  selection = _selection(options)
+  write_options, selection = _write_options(options), _selection(options)
   print(f'Reading {", ".join(names)}', flush=True)
   contents = manifest_lib.read_manifests(
       options.manifest, keys=keys, image_root=options.image_root,
       allow_empty_text=options.allow_empty_text, selection=selection)
-  return _write(contents, options, pictures=selection.pictures,
+  return _write(contents, options, write_options=write_options, pictures=selection.pictures,
                 allow_empty_text=options.allow_empty_text, about={
       'kind': 'manifest',
       'image_size': options.size,
@@ -79,11 +78,11 @@ def _run_corpus(options: argparse.Namespace) -> int:
   corpus = corpora.CORPORA[options.command]
   request = options_lib.request(options)
   allow_empty_text = corpus.texts is base.Texts.NONE or options.allow_empty_text
-  selection = _selection(options)
+  write_options, selection = _write_options(options), _selection(options)
   contents = base.contents(
       corpus, request, allow_empty_text=allow_empty_text, selection=selection)
-  return _write(contents, options, text=request.text, pictures=selection.pictures,
-                allow_empty_text=allow_empty_text, about={
+  return _write(contents, options, write_options=write_options, text=request.text,
+                pictures=selection.pictures, allow_empty_text=allow_empty_text, about={
       'kind': corpus.name,
       'image_size': options.size,
       'source': {
@@ -105,8 +104,8 @@ def _selection(options: argparse.Namespace) -> items_lib.Selection:
 
 
 def _write(
-    contents: items_lib.Contents, options: argparse.Namespace, *, about: dict[str, Any],
-    allow_empty_text: bool, pictures: tuple[likeness.Picture, ...],
+    contents: items_lib.Contents, options: argparse.Namespace, *, write_options: writer.Options,
+    about: dict[str, Any], allow_empty_text: bool, pictures: tuple[likeness.Picture, ...],
     text: reports.Options = reports.Options(),
 ) -> int:
   """Items -> records, or with --dry-run their counts."""
@@ -122,7 +121,7 @@ def _write(
           left_out=contents.left_out, about=about, item_key=_item_key,
           make=functools.partial(
               images.make, size=options.size, text=text, allow_empty_text=allow_empty_text)),
-      options=dataclasses.replace(_write_options(options), others=pictures))
+      options=dataclasses.replace(write_options, others=pictures))
   _finish(card, options)
   return 0
 
@@ -172,9 +171,9 @@ def _make_phantom(index: int, *, seed: int, size: int) -> rows.Outcome:
 
 
 def _write_options(options: argparse.Namespace) -> writer.Options:
-  if options.preview and not pathlib.Path(options.preview).absolute().parent.is_dir():
-    raise writer.WriteError(
-        f'--preview {options.preview}: its folder does not exist; make it, or name another file.')
+  """Looked at first: the tables of a large corpus take a minute."""
+  if options.preview:
+    sheet.require_writable(options.preview)
   vocabulary = tuple(tokenize.read_vocabulary(options.vocab)) if options.vocab else ()
   return writer.Options(
       directory=options.out, shard_rows=options.shard_rows, vocabulary=vocabulary,
@@ -185,9 +184,10 @@ def _write_options(options: argparse.Namespace) -> writer.Options:
 
 def _finish(card: dict[str, Any], options: argparse.Namespace):
   summary.print_card(card, options.out)
-  if options.preview:
-    sheet.of_records(options.preview, options.out)
-    print(f'Contact sheet in {options.preview}')
+  path = options.preview or options.out / sheet.NAME
+  if options.preview or not path.exists():  # finished records are left as they are
+    sheet.of_records(path, options.out)
+  print(f'Contact sheet in {path}')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ Captions are classes and findings, never a report: a sheet is for showing around
 """
 
 import pathlib
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -12,11 +12,17 @@ import numpy as np
 from plan_jax import errors
 from plan_jax.data import records
 
+_Colour = tuple[int, int, int]  # BGR
+
+NAME = 'sheet.jpg'  # in a directory of records
 PICTURES = 24
-_COLOURS = (  # BGR, in turn over the findings of the sheet
+_SUFFIXES = ('.png', '.jpg', '.jpeg')
+_JPEG_QUALITY = 90
+_COLOURS = (  # in turn over the findings of the sheet
     (80, 200, 255), (80, 80, 255), (80, 255, 160), (255, 200, 80), (255, 120, 255),
     (255, 255, 90), (60, 160, 255), (120, 255, 60), (200, 200, 200), (170, 170, 255),
     (255, 170, 170))
+_WHITE = (255, 255, 255)
 _ROW = 13  # pixels a line of caption
 _LINES = 4
 _GAP = 6
@@ -27,8 +33,21 @@ class SheetError(errors.UserError):
   """A sheet that cannot be written."""
 
 
-def of_records(path: str | pathlib.Path, directory: str | pathlib.Path) -> None:
-  """Draws up to `PICTURES` records, taken evenly over all splits, to a PNG.
+def require_writable(path: pathlib.Path) -> None:
+  """Looks whether a sheet can go there, before the long part.
+
+  Raises:
+    SheetError: neither PNG nor JPEG, or its folder does not exist.
+  """
+  if path.suffix.lower() not in _SUFFIXES:
+    raise SheetError(f'--preview {path}: name a file that ends in .png or .jpg.')
+  if not path.absolute().parent.is_dir():
+    raise SheetError(
+        f'--preview {path}: its folder does not exist; make it, or name another file.')
+
+
+def of_records(path: pathlib.Path, directory: str | pathlib.Path) -> None:
+  """Draws up to `PICTURES` records, taken evenly over all splits, to a PNG or JPEG.
 
   Raises:
     SheetError: the file cannot be written.
@@ -41,13 +60,13 @@ def of_records(path: str | pathlib.Path, directory: str | pathlib.Path) -> None:
     write(path, examples)
   except OSError as error:
     raise SheetError(
-        f'--preview {path}: cannot be written ({error}); name a .png file in a folder that '
-        'exists.') from error
+        f'contact sheet {path}: cannot be written ({error}); name another file with --preview.'
+    ) from error
 
 
 def write(
-    path: str | pathlib.Path, examples: Sequence[records.Example], *, columns: int = 6) -> None:
-  """Draws `examples` to a PNG: plain above, with their places below.
+    path: pathlib.Path, examples: Sequence[records.Example], *, columns: int = 6) -> None:
+  """Draws `examples` to a PNG or JPEG: plain above, with their places below.
 
   Raises:
     OSError: if the file cannot be written.
@@ -60,11 +79,12 @@ def write(
   tiles += [blank] * (-len(tiles) % columns)
   rows = [np.hstack(tiles[k:k + columns]) for k in range(0, len(tiles), columns)]
   page = np.vstack(rows) if rows else blank
-  pathlib.Path(path).write_bytes(cv2.imencode('.png', page)[1].tobytes())
+  path.write_bytes(cv2.imencode(
+      path.suffix, page, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes())
 
 
 def _tile(
-    example: records.Example, *, colours: dict[str, tuple[int, int, int]]) -> np.ndarray:
+    example: records.Example, *, colours: dict[str, _Colour]) -> np.ndarray:
   picture = cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_COLOR)
   scale = _SIDE / max(picture.shape[:2])
   width, height = (max(1, round(x * scale)) for x in picture.shape[1::-1])
@@ -72,7 +92,7 @@ def _tile(
       picture, (width, height),
       interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
   marked = image.copy()
-  shown: dict[str, tuple[int, int, int]] = {}
+  shown: dict[str, _Colour] = {}
   for phrase in example.phrases:
     colour = shown[phrase.category] = colours[phrase.category]
     if phrase.mask:
@@ -86,9 +106,17 @@ def _tile(
   tile = np.zeros((2 * _SIDE + _LINES * _ROW + 2 * _GAP, _SIDE + _GAP, 3), np.uint8)
   tile[:height, :width] = image
   tile[_SIDE + 2:_SIDE + 2 + height, :width] = marked
-  captions = [*shown.items(), *((label, (255,) * 3) for label in example.labels
-                                if label not in shown)]
-  for line, (text, colour) in enumerate(captions[:_LINES]):
+  captions = _captions(shown, example.labels)
+  for line, (text, colour) in enumerate(captions):
     cv2.putText(tile, text, (1, 2 * _SIDE + _GAP + _ROW * line + 8), cv2.FONT_HERSHEY_SIMPLEX,
                 0.29, colour, 1, cv2.LINE_AA)
   return tile
+
+
+def _captions(
+    shown: Mapping[str, _Colour], labels: Sequence[str]) -> list[tuple[str, _Colour]]:
+  """Lines and their colours: findings with a place, then other classes; the last may be a count."""
+  lines = [*shown.items(), *((label, _WHITE) for label in labels if label not in shown)]
+  if len(lines) <= _LINES:
+    return lines
+  return [*lines[:_LINES - 1], (f'and {len(lines) - _LINES + 1} more', _WHITE)]

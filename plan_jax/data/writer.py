@@ -8,6 +8,7 @@ interruptions nor on the number of workers.
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ CREATED_BY = 'plan_jax 0.1.0'
 REJECTS_NAME = 'rejects.jsonl'
 NEAR_NAME = 'near_duplicates.jsonl'
 _PARTS_NAME = '.parts'
+_LOCK_NAME = 'lock'
 _SHOWN_REJECTS = 5
 
 
@@ -70,7 +72,8 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
   """Writes a records directory and returns its card.
 
   Raises:
-    WriteError: if the directory holds something else or cannot be written.
+    WriteError: if the directory holds something else, cannot be written, or another run
+      writes to it.
     RejectedError: if no row is left, or any was rejected with `strict`.
     parts.WorkerError: if a worker process died.
   """
@@ -81,15 +84,18 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
     if finished is not None:
       print(f'{options.directory} holds exactly these records already', flush=True)
     else:
-      parts_lib.make(parts, function=source.make, workers=options.workers)
-      finished = _finish(parts, source, options, {
-          'format_version': records.FORMAT_VERSION,
-          'name': records.DATASET_NAME,
-          'created_by': CREATED_BY,
-          'fingerprint': fingerprint,
-          **source.about,
-          'options': settings,
-      })
+      with _locked(options.directory):
+        parts_lib.make(parts, function=source.make, workers=options.workers)
+        finished = _finish(parts, source, options, {
+            'format_version': records.FORMAT_VERSION,
+            'name': records.DATASET_NAME,
+            'created_by': CREATED_BY,
+            'fingerprint': fingerprint,
+            **source.about,
+            'options': settings,
+        })
+      # After the lock: a network file system keeps what is open, and its folder with it.
+      shutil.rmtree(options.directory / _PARTS_NAME)
     rejected = sum(finished['rows']['rejected'].values())
     if options.strict and rejected:  # also where an earlier run without --strict finished
       _fail(_read_rejects(options.directory), options.directory, 'with --strict that is an error')
@@ -154,6 +160,30 @@ def _open_directory(
   return None
 
 
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+  """Keeps other runs out; the lock falls with the process, however that ends.
+
+  Raises:
+    WriteError: another run has it, or finished a moment ago.
+  """
+  path = directory / _PARTS_NAME / _LOCK_NAME
+  with open(path, 'wb') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise WriteError(
+          f'--out {directory}: another run is writing there; wait for its end, or give another '
+          'directory.') from error
+    except OSError:  # some network file systems have none
+      print(f'note: {directory} has no locks; start no second run there before this one ends',
+            flush=True)
+    if (directory / records.CARD_NAME).exists() or not path.exists():
+      raise WriteError(
+          f'--out {directory}: another run has just finished there; run the same command again.')
+    yield
+
+
 def _finish(
     parts: Sequence[parts_lib.Part], source: Source, options: Options, head: dict[str, Any],
 ) -> dict[str, Any]:
@@ -192,7 +222,6 @@ def _finish(
   records.write_tfds_files(directory, shards=shards, sizes=tally.sizes)
   with _replacing(directory / records.CARD_NAME) as path:
     path.write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', 'utf-8')
-  shutil.rmtree(directory / _PARTS_NAME)
   return card
 
 
@@ -293,7 +322,7 @@ def _fail(rejects: Sequence[rows_lib.Reject], directory: pathlib.Path, why: str)
   reasons, hint = {reject.reason for reject in rejects}, ''
   if rows_lib.Reason.MISSING_FILE in reasons:
     hint = ("\nPaths count from a manifest's folder or from --image-root; where the files of a "
-            'corpus must lie, its --help says.')
+            'corpus must lie, its --help says; --dry-run shows the whole paths.')
   if rows_lib.Reason.EMPTY_TEXT in reasons:
     hint += ('\nWhich parts of a report are taken: docs/data-reports.md; --allow-empty-text keeps '
              'images without any.')

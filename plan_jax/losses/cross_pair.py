@@ -21,6 +21,9 @@ Array = shapes.Array
 LOGIT_SCALE = 10.0  # of (9), as published by GLoRIA
 
 _GATHERED_MIB = 1024  # above it the words of all devices are not gathered
+# A TPU's compiler keeps tiles of this size on the chip, larger ones in main memory, which then
+# is what the scores wait for (docs/scale.md).
+_TPU_TILE_MIB = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ def plan(
     pixels: of an image.
     dim: of the joint space.
     is_global: scope of the negatives.
-    mib: byte budget of a tile.
+    mib: byte budget of a tile; on TPUs at most 32 are used.
     devices: that share the batch.
     platform: of the devices: cpu, gpu or tpu.
     algorithm: `auto` chooses.
@@ -94,7 +97,8 @@ def plan(
     tile = pair_scores.Tile(images=own, reports=reports)
   else:
     tile = pair_scores.choose_tile(
-        images=own, reports=reports, words=words, pixels=pixels, mib=mib,
+        images=own, reports=reports, words=words, pixels=pixels,
+        mib=min(mib, _TPU_TILE_MIB) if platform == 'tpu' else mib,
         one_image=platform == 'cpu')
   matched = batch if is_global else own
   held = 2 * of_words if gathers and algorithm is not config.Algorithm.RING else 0.0
@@ -120,6 +124,7 @@ def responsibilities(
   return jnp.where(is_word, jax.nn.softmax(logits, axis=-1), 0.0)
 
 
+@jax.named_scope('cross_pair')  # profiles and compile_check tell its time by it
 def batch_loss(
     words: Float[Array, 'b t d'],
     pixels: Float[Array, 'b p d'],

@@ -10,6 +10,7 @@ Source: method (9) on top of (3)-(6); GLoRIA (ICCV 2021) for the aggregation.
 
 import dataclasses
 import functools
+import math
 
 import einops
 import jax
@@ -48,10 +49,11 @@ def choose_tile(
     pixels: of an image.
     mib: byte budget.
     one_image: for a CPU: plain matrix products of one image with many reports are twice as
-      fast there as products in batches.
+      fast there as products in batches. Else about as many images as reports: least is read
+      for a pair.
   """
   pairs = max(1, int(mib * 2**20) // (_COPIES * 4 * words * pixels))
-  tile_images = 1 if one_image else _largest_divisor(images, at_most=pairs)
+  tile_images = 1 if one_image else _largest_divisor(images, at_most=math.isqrt(pairs))
   return Tile(images=tile_images,
               reports=_largest_divisor(reports, at_most=max(1, pairs // tile_images)))
 

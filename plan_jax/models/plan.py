@@ -278,7 +278,7 @@ class PlanModel(nn.Module):
     words = self.text_local(read.words, read.is_word, train=train)
     return shapes.TextFeatures(
         pooled=layers.l2_normalise(
-            self.text_global(read.pooled, jnp.ones(len(read.pooled), bool), train=train)),
+            self.text_global(read.pooled, jnp.ones(read.pooled.shape[0], bool), train=train)),
         words=layers.l2_normalise(words),
         word_norm=layers.length(words),
         is_word=read.is_word,

@@ -135,10 +135,13 @@ def contents(
         keys=columns.Keys(), report=found.report, photometric=found.photometric)
     (good if isinstance(row, rows_lib.Row) else rejects).append(row)
     has_text = has_text or bool(found.report or found.values.get('text'))
+  if not total:
+    raise CorpusError(
+        f'--root {request.root} holds nothing that {corpus.name} reads; it needs:\n{corpus.layout}')
   if not good:
     raise CorpusError(
         f'{corpus.name}: none of {total} rows is left ({_counts(left_out, rejects)}); look at '
-        '--views and at the first lines of the tables')
+        f'{"--views and at " if corpus.has_views else ""}the first lines of the tables')
   if not (has_text or allow_empty_text):
     raise CorpusError(
         f'{corpus.name}: no image has a report; add them ({corpus.name} --help says where), or '

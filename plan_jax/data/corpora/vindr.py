@@ -12,6 +12,8 @@ from plan_jax.data.corpora import tables
 
 _NOT_CLASSES = {'image_id', 'rad_id'}
 _NO_FINDING = 'no finding'
+# One class under two names: the table of the test set has the first.
+_SAME_CLASS = {'Other disease': 'Other diseases'}
 _SUFFIXES = ('.dicom', '.dcm', '.png', '.jpg')
 _PROBED = 200
 
@@ -44,6 +46,7 @@ def _split(root: pathlib.Path, folder: pathlib.Path, name: str) -> Iterator[base
   readers: dict[str, list[dict[str, float | None]]] = {}
   lines: dict[str, int] = {}
   for line, values in tables.read(path, needs=('image_id',)):
+    values = {_SAME_CLASS.get(key, key): cell for key, cell in values.items()}
     classes = [key for key in values if key not in _NOT_CLASSES]
     try:
       marks = tables.marks(values, classes=classes)

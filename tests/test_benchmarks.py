@@ -1,0 +1,102 @@
+"""The benchmarks run, at tiny sizes, and tell what they found."""
+
+import importlib
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
+
+
+@pytest.fixture
+def script(monkeypatch):
+  """Imports one of them."""
+  monkeypatch.syspath_prepend(str(BENCHMARKS))
+  return importlib.import_module
+
+
+def measured(script, wanted=lambda case: True):
+  """The quick cases that are `wanted`, with a run each."""
+  return [(case, [script.run(case)]) for case in script.cases(True) if wanted(case)]
+
+
+def test_word_pixel(script):
+  pytest.importorskip('torch', reason='one of the forms is a PyTorch loop')
+  word_pixel = script('word_pixel')
+  found = measured(word_pixel)
+  ours, naive, torch = (results[0]['loss'] for _, results in found)
+  assert ours == pytest.approx(naive, rel=1e-5) and ours == pytest.approx(torch, rel=1e-5)
+  table = word_pixel.show(found)
+  assert len(table.splitlines()) == 3 and '| 8 | 32 | ragged |' in table
+  found[1][1][0]['loss'] *= 1.01
+  with pytest.raises(AssertionError, match='the losses differ'):
+    word_pixel.show(found)
+
+
+def test_devices(script):
+  devices = script('devices')
+  found = measured(devices, lambda case: case['what'] == 'loss')
+  by = {(case['how'], case['devices']): results[0] for case, results in found}
+  assert by['ring', 1]['sent_by_kind'].keys() <= {'collective-permute'}
+  words = 4 * 2 * 97 * 128 / 2**20  # MiB of a device's words
+  permuted = by['ring', 2]['sent_by_kind']['collective-permute']
+  assert 3 * 2 * words <= permuted < 3.2 * 2 * words  # forward once around, backward with gradients
+  assert by['blockwise', 2]['sent_by_kind']['all-gather'] == pytest.approx(words, rel=0.02)
+  assert '| loss | ring | 2 | 4 |' in devices.show(found)
+
+
+def test_reading(script):
+  reading = script('reading')
+  pytest.importorskip('torch', reason='ours is compared with its DataLoader')
+  found = measured(reading, lambda case: case['by'] != 'loader with workers')
+  assert all(result['rate'] > 0 for _, results in found for result in results)
+
+
+def test_cases_run_in_processes_of_their_own_and_are_kept(script, tmp_path):
+  measure = script('measure')
+  path = tmp_path / 'twice.py'
+  path.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import measure
+
+def run(case):
+  if case['n'] == 3:
+    os.kill(os.getpid(), 9)
+  return {{'seconds': case['n'] * 2.0, 'process': os.getpid()}}
+
+measure.main(__file__, 'doubles', cases=lambda quick: [{{'n': n}} for n in (1, 2, 3)], measure=run,
+             show=lambda found: measure.ratio(found[1][1], found[0][1], 'seconds'))
+""")
+  done = subprocess.run([sys.executable, path, '--rounds', '2', '--out', tmp_path / 'out'],
+                        capture_output=True, text=True, check=True)
+  assert '6 of 6' in done.stderr and done.stdout.splitlines()[-1] == '2.00 (2.00 to 2.00)'
+  kept = json.loads((tmp_path / 'out' / 'twice.json').read_text())
+  assert len({result['process'] for case in kept['cases'][:2] for result in case['results']}) == 4
+  assert kept['cases'][2]['results'] == [{'skipped': 'killed by signal 9'}] * 2
+  assert measure.spread([{'x': 1.0}, {'x': 3.0}, {}], 'x') == '2 (1 to 3)'
+  assert measure.ratio([{'x': 1.0}, {}], [{'x': 2.0}, {'x': 1.0}], 'x') == '0.50 (0.50 to 0.50)'
+
+
+def test_prepare_memory(script, tmp_path, capsys):
+  memory = script('prepare_memory')
+  assert memory._write(tmp_path, 16) > 0
+  memory._run(tmp_path, 16, kill_at=None)  # one part: no workers
+  printed = capsys.readouterr().out
+  assert 'from 0 to 16 pictures' in printed
+  rows = [line.split() for line in printed.splitlines()[3:]]
+  assert all(20 < int(row[-2]) < 1000 for row in rows)  # MiB of a process that has imported numpy
+  assert (tmp_path / 'out/dataset.json').is_file()
+
+
+def test_prepare_speed(script, capsys, monkeypatch):
+  speed = script('prepare_speed')
+  monkeypatch.setattr(speed, '_HEIGHT', 300)
+  monkeypatch.setattr(speed, '_WIDTH', 250)
+  monkeypatch.setattr(sys, 'argv', ['prepare_speed.py', '--pictures', '2'])
+  speed.main()
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 5 and all('pictures/s of CPU time' in line for line in lines[1:])
