@@ -28,9 +28,9 @@ from tests.test_processes import free_port
 
 ROOT = Path(__file__).parents[1]
 DEVICES, STEPS = 4, 12
-# Processes that share a batch add its sums in another order. Measured: 6e-6 at most, of losses and
-# gradient norms (ViT-Ti, 16 steps).
-TOLERANCE = 1e-4
+# Processes that share a batch add its sums in another order. Measured: losses differ by 2e-6 at most;
+# gradient norms by 6e-6, but for two steps of 3e-4, where rounding changes which cell is the largest.
+LOSS, GRADIENT = 1e-4, 2e-3
 
 
 @pytest.fixture(scope='module')
@@ -143,8 +143,9 @@ def test_a_run_by_2_processes_4_and_1_gives_the_losses_of_1(
   expected = figures(one)
   assert list(expected) == list(range(1, STEPS + 1)) == list(figures(pod))
   for found in (by_two, by_four, figures(pod)):
-    np.testing.assert_allclose(
-        list(found.values()), [expected[step] for step in found], rtol=TOLERANCE)
+    for k, tolerance in enumerate((LOSS, GRADIENT)):
+      np.testing.assert_allclose([row[k] for row in found.values()],
+                                 [expected[step][k] for step in found], rtol=tolerance)
   assert set(validation(one)) == {2, 7, 12}
   assert validation(pod) == validation(one)
   # The program of one process, and no other.
