@@ -84,6 +84,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """All figures of a split, in the fixed shape (see the module).
 
+  Where `model` is that of several processes, all call it, and one with `out`.
+
   Args:
     model: to evaluate.
     directory: of records.
@@ -139,6 +141,7 @@ def evaluate(
   for outcome in outcomes:
     results |= outcome.parts
   if out is not None:
+    model = model.alone()  # the other processes write nothing
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     codes = np.unique(np.array(data.patients, np.str_), return_inverse=True)[1]

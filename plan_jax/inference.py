@@ -1,9 +1,11 @@
 """A trained model for use: vectors of images and texts, and grounding maps."""
 
+import copy
 import functools
+import itertools
 import os
 import sys
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import jax
 from jaxtyping import Float, UInt8
@@ -13,6 +15,7 @@ import tqdm
 from plan_jax import checkpoint
 from plan_jax import config as config_lib
 from plan_jax import errors
+from plan_jax import processes
 from plan_jax import shapes
 from plan_jax import stages
 from plan_jax import step as step_lib
@@ -43,11 +46,14 @@ class Model:
     vocabulary: word pieces in id order.
     variables: `params` and, for a ResNet, `batch_stats`.
     batch_size: images or texts at a time; a single one has a shape of its own.
+    team: the processes that share the work of the towers and of `match`: batches are
+      dealt out in turn, so that each result is to the bit that of one process. All
+      call the same methods in the same order, and all get all results.
   """
 
   def __init__(
       self, config: config_lib.Config, vocabulary: Sequence[str], variables: Any, *,
-      batch_size: int = 16,
+      batch_size: int = 16, team: processes.Team = processes.Team(),
   ):
     self.config = config
     self.vocabulary = tuple(vocabulary)
@@ -60,10 +66,16 @@ class Model:
     self._last_stage = stages.schedule(
         config.stages, total_steps=config.train.steps).values(config.train.steps - 1)
     self._variables = variables
-    self._batch_size = batch_size
+    self._batch_size, self._team = batch_size, team
     self._tower = step_lib.build_model(config, vocab_size=len(self.vocabulary))
     self._tokenizer = tokenize.Tokenizer(
         self.vocabulary, max_pieces=config.data.max_pieces, max_words=config.data.max_words)
+
+  def alone(self) -> 'Model':
+    """The same model, for what one process of the team does without the others."""
+    model = copy.copy(self)
+    model._team = processes.Team()
+    return model
 
   def embed_images(self, images: Sequence[Image]) -> Float[np.ndarray, 'n d']:
     """Unit vectors of images.
@@ -157,14 +169,15 @@ class Model:
         for part in self._framed('encode_maps', images, count=count, names=names, label=label)])
 
   def _framed(self, method: str, images, *, count: int, names: Sequence[str], label: str):
-    def rows():
-      for i, image in enumerate(images):
-        name = names[i] if names else f'image {i}'
-        yield augment.eval_frame(read_image(image, name=name), size=self.image_size)
+    def row(numbered):
+      i, image = numbered
+      name = names[i] if names else f'image {i}'
+      return augment.eval_frame(read_image(image, name=name), size=self.image_size)
 
     size = self.image_size
     blank = (np.zeros((size, size), np.uint8), np.array([0, 0, size, size], np.int32))
-    return self._encoded(method, rows(), blank=blank, count=count, label=label)
+    return self._encoded(
+        method, enumerate(images), row=row, blank=blank, count=count, label=label)
 
   def encode_texts(
       self, texts: Sequence[str], *, name: str = 'text', label: str = '',
@@ -177,12 +190,15 @@ class Model:
         raise InferenceError(f'{which} is {type(text).__name__}, not a text; give a str')
       if not text.strip():
         raise InferenceError(f'{which} is empty; give at least one word')
-    tokens = (self._tokenizer(text) for text in texts)
-    rows = ((t.pieces, t.piece_word, t.word_form) for t in tokens)
+    def row(text):
+      tokens = self._tokenizer(text)
+      return tokens.pieces, tokens.piece_word, tokens.word_form
+
     blank = (np.zeros(self.config.data.max_pieces, np.int32),
              np.full(self.config.data.max_pieces, -1, np.int32),
              np.full(self.config.data.max_words, -1, np.int32))
-    return _joined(self._encoded('encode_text', rows, blank=blank, count=len(texts), label=label))
+    return _joined(self._encoded(
+        'encode_text', texts, row=row, blank=blank, count=len(texts), label=label))
 
   def words(self, text: str) -> tuple[str, ...]:
     """The words of a text that have vectors, in order: without punctuation, cut at the end."""
@@ -224,15 +240,11 @@ class Model:
     words = matching.local_words(settings, texts)
     columns = (matching.local_pixels(settings, images), images.is_pixel)
     blank = tuple(np.zeros(column.shape[1:], column.dtype) for column in columns)
-    parts = []
-    with _progress(label, total=len(columns[0])) as bar:
-      for batch, real in _batches(zip(*columns), blank=blank, size=self._shape(len(columns[0]))):
-        logits = matching.match_logits(
+    return _joined(self._shared(
+        lambda *batch: matching.match_logits(
             self._relation, words, texts.is_word, *batch, stage=self._last_stage,
-            settings=settings)
-        parts.append(jax.device_get(logits)[:real])
-        bar.update(real)
-    return np.concatenate(parts)
+            settings=settings),
+        zip(*columns), row=tuple, blank=blank, count=len(columns[0]), label=label))
 
   @property
   def _relation(self) -> Float[jax.Array, 'd d'] | None:
@@ -252,24 +264,38 @@ class Model:
     columns = (matching.local_words(settings, texts), texts.is_word, texts.attention,
                matching.local_pixels(settings, images), images.is_pixel)
     blank = tuple(np.zeros(column.shape[1:], column.dtype) for column in columns)
-    parts = []
-    for batch, real in _batches(zip(*columns), blank=blank, size=self._shape(len(columns[0]))):
-      found = function(
-          self._relation, *batch, stage=self._last_stage, settings=settings, kind=kind)
-      parts.append(jax.tree.map(lambda x, end=real: x[:end], jax.device_get(found)))
-    return _joined(parts)
+    return _joined(self._shared(
+        lambda *batch: function(
+            self._relation, *batch, stage=self._last_stage, settings=settings, kind=kind),
+        zip(*columns), row=tuple, blank=blank, count=len(columns[0]), label=''))
 
-  def _encoded(self, method: str, rows, *, blank, count: int, label: str):
+  def _encoded(self, method: str, items, *, row, blank, count: int, label: str):
+    for features in self._shared(
+        lambda *batch: _encode(self._variables, *batch, tower=self._tower, method=method),
+        items, row=row, blank=blank, count=count, label=label):
+      if not all(np.isfinite(x).all() for x in jax.tree.leaves(features)):
+        raise InferenceError(
+            f'{method} gives values that are not finite: the weights are damaged, or training '
+            'has diverged; use an earlier checkpoint')
+      yield features
+
+  def _shared(
+      self, function: Callable[..., Any], items: Iterable[Any], *, row: Callable[[Any], tuple],
+      blank: tuple[np.ndarray, ...], count: int, label: str,
+  ):
+    """`function` (arrays [n ...] to arrays [n ...]) of all items, a batch at a time.
+
+    `row` makes the arrays of one item, in the process alone that needs them.
+    """
+    size = self._shape(count)
     with _progress(label, total=count) as bar:
-      for batch, real in _batches(rows, blank=blank, size=self._shape(count)):
-        features = jax.device_get(
-            _encode(self._variables, *batch, tower=self._tower, method=method))
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves(features)):
-          raise InferenceError(
-              f'{method} gives values that are not finite: the weights are damaged, or training '
-              'has diverged; use an earlier checkpoint')
-        yield jax.tree.map(lambda x, end=real: x[:end], features)
-        bar.update(real)
+      for batches in _blocks(_blocks(items, size), self._team.count):
+        own = [row(item) for item in dict(enumerate(batches)).get(self._team.index, ())]
+        columns = zip(*own, *[blank] * (size - len(own)), strict=True)
+        found = self._team.stack(jax.device_get(function(*map(np.stack, columns))))
+        for k, batch in enumerate(batches):
+          yield jax.tree.map(lambda x, k=k, end=len(batch): x[k, :end], found)
+          bar.update(len(batch))
 
   def _shape(self, count: int) -> int:
     return 1 if count == 1 else self._batch_size
@@ -333,20 +359,13 @@ def _joined(parts):
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
-def _batches(rows: Iterable[tuple[np.ndarray, ...]], *, blank: tuple[np.ndarray, ...], size: int):
-  """Yields (stacked columns, rows that are real) in shapes of `size` rows, one at least."""
-  block, any_yet = [], False
-  for row in rows:
-    block.append(row)
-    if len(block) == size:
-      yield _stack(block), size
-      block, any_yet = [], True
-  if block or not any_yet:
-    yield _stack(block + [blank] * (size - len(block))), len(block)
-
-
-def _stack(block):
-  return tuple(np.stack(column) for column in zip(*block, strict=True))
+def _blocks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+  """Lists of `size` items, the last one shorter; one at least, which may be empty."""
+  items = iter(items)
+  block = list(itertools.islice(items, size))
+  yield block
+  while block := list(itertools.islice(items, size)):
+    yield block
 
 
 def _require_sequence(values: Any, name: str) -> None:

@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import ipaddress
 import os
 import re
+import socket
 import time
 from typing import Any, Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from plan_jax import errors
 from plan_jax import roll_call
@@ -36,6 +39,13 @@ class Team:
   def gather(self, value: Any) -> list[Any]:
     """Everybody's value (JSON), in the order of the processes; all must call it."""
     return self.line.gather(value) if self.line else [value]
+
+  def stack(self, arrays: Any) -> Any:
+    """Everybody's arrays (a tree, the same shapes in all) along a new first axis; all must call it."""
+    if self.count == 1:
+      return jax.tree.map(lambda x: x[None], arrays)
+    self.gather(None)  # what waits in a collective gives up sooner than what waits here
+    return multihost_utils.process_allgather(arrays)
 
   def any(self, value: bool) -> bool:
     """Whether it is so in any process; all must call it."""
@@ -88,6 +98,28 @@ def place(
   return roll_call.Place(host=match[1], port=int(match[2]), count=count, index=index)
 
 
+def require_reachable(team: Team) -> None:
+  """Fails in every process if a host's own name stands for an address that others cannot reach.
+
+  Gloo, which carries the collectives of CPUs, gives that address to the others.
+
+  Raises:
+    ProcessError: it names the hosts.
+  """
+  name = socket.gethostname()
+  try:
+    address = socket.gethostbyname(name)
+  except OSError:
+    address = ''
+  found = team.gather([name, address])
+  wrong = sorted({f'{name} ({address or "unknown"})' for name, address in found
+                  if not address or ipaddress.ip_address(address).is_loopback})
+  if wrong and len({name for name, _ in found}) > 1:
+    raise ProcessError(
+        f'host {", ".join(wrong)}: its own name stands for an address that other hosts cannot reach, '
+        'and gloo gives it to them; write its true address beside its name in its /etc/hosts')
+
+
 @contextlib.contextmanager
 def joined(where: roll_call.Place | None, *, timeout_s: int) -> Iterator[Team]:
   """The team of this process, from the roll call until all have finished.
@@ -95,7 +127,7 @@ def joined(where: roll_call.Place | None, *, timeout_s: int) -> Iterator[Team]:
   When one process fails, all end. Call it before anything else that uses JAX.
 
   Raises:
-    UserError: not all processes have come within `timeout_s`.
+    UserError: not all processes have come within `timeout_s`, or not all can reach each other.
   """
   if where is None:
     yield Team()
@@ -109,8 +141,13 @@ def joined(where: roll_call.Place | None, *, timeout_s: int) -> Iterator[Team]:
   jax.distributed.initialize(
       f'{where.host}:{where.port}', num_processes=where.count, process_id=where.index,
       initialization_timeout=timeout_s, shutdown_timeout_seconds=_PART_S)
+  team = Team(index=where.index, count=where.count, line=line)
   try:
-    yield Team(index=where.index, count=where.count, line=line)
+    if jax.default_backend() == 'cpu':
+      # A program for CPUs that is read back from the cache has lost the order of its collectives.
+      jax.config.update('jax_enable_compilation_cache', False)
+      require_reachable(team)
+    yield team
   except SystemExit:  # all stop together, when all is saved
     _part(line)
     raise

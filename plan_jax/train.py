@@ -258,27 +258,25 @@ class _Run:
     """The present weights, ready for evaluation; all processes must call it."""
     return inference.Model(
         self.config, self.vocabulary, mesh_lib.local_copy(
-            {'params': state.params, 'batch_stats': state.batch_stats}, mesh=self.mesh))
+            {'params': state.params, 'batch_stats': state.batch_stats}, mesh=self.mesh),
+        team=self.team)
 
   def validate(self, state: step_lib.TrainState) -> dict[str, float]:
     """Retrieval and grounding on `train.eval_pairs` validation pairs, the same every time.
 
-    The first process validates, so that all save the same figures.
+    All processes have the figures; those of the first are saved.
     """
-    model = self.model(state)
     found = evaluation.validate(
-        model, self.config.data.records, max_pairs=self.config.train.eval_pairs,
-    ) if self.team.is_first else None
+        self.model(state), self.config.data.records, max_pairs=self.config.train.eval_pairs)
     return self.team.gather(found)[0]
 
   def finish(self, state: step_lib.TrainState) -> None:
     """Figures, curves, pictures, and where they are."""
     settings = self.config.evaluation
     model = self.model(state)
-    if not self.team.is_first:
-      return
     out = self.workdir / 'eval'
-    report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
+    if self.team.is_first:
+      report.curves(metrics.read(self.workdir / 'metrics.jsonl'), self.workdir / 'curves.png')
     saved = self.checkpoints.directory / str(int(state.step))
     if not len(records_lib.Records(self.config.data.records, settings.split)):
       print(f'the records have no {settings.split} split, so there are no figures\n\n'
@@ -286,11 +284,12 @@ class _Run:
       return
     print(f'evaluating on the {settings.split} split (up to {settings.max_pairs} pairs)', flush=True)
     card = records_lib.read_card(self.config.data.records)
+    first_only = dict(pictures=settings.pictures, out=out) if self.team.is_first else dict(replicates=1)
     results = evaluation.evaluate(
         model, self.config.data.records, split=settings.split,
-        max_pairs=settings.max_pairs, prompts=settings.prompts or None,
-        pictures=settings.pictures, out=out, checkpoint=saved,
-        include_text=card['kind'] == 'phantom')  # the text of no patient
+        max_pairs=settings.max_pairs, prompts=settings.prompts or None, checkpoint=saved,
+        include_text=card['kind'] == 'phantom',  # the text of no patient
+        **first_only)
     print(evaluation.table(results))
     pictures = [path for path in (out / 'grounding.png', self.workdir / 'curves.png')
                 if path.exists()]  # without phrases there is nothing to ground

@@ -72,6 +72,33 @@ def test_what_was_saved_comes_back(directory, state):
   assert len(restored.key.sharding.device_set) == 2
 
 
+@pytest.mark.parametrize('saved, wanted', [
+    (('fsdp', 8), ('replicated', 1)), (('fsdp', 8), ('replicated', 2)), (('fsdp', 2), ('fsdp', 8)),
+    (('replicated', 1), ('fsdp', 8)),
+])
+def test_a_state_comes_back_split_and_placed_otherwise(tmp_path, state, saved, wanted):
+  def placed(how, devices):
+    return mesh_lib.of_state(state, mesh=mesh_lib.make_mesh(jax.devices()[:devices]),
+                             how=config_lib.Sharding(how))
+
+  def is_split(state):
+    return any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
+
+  start = jax.device_put(state.replace(step=np.int32(7)), placed(*saved))
+  assert is_split(start) == (saved[0] == 'fsdp')
+  saver = checkpoint.Checkpoints(tmp_path / 'c', stage_ends=[], keep_newest=1)
+  saver.save(start, about=about(7))
+  saver.close()
+  again = checkpoint.Checkpoints(tmp_path / 'c', stage_ends=[], keep_newest=1)
+  restored = again.restore(
+      jax.eval_shape(lambda: state), config=tiny.config(train={'sharding': wanted[0]}),
+      vocabulary=VOCABULARY, content_hash='abc', shardings=placed(*wanted))
+  again.close()
+  assert is_split(restored) == (wanted[0] == 'fsdp')
+  assert len(restored.key.sharding.device_set) == wanted[1]
+  jax.tree.map(np.testing.assert_array_equal, restored, start)
+
+
 @pytest.mark.parametrize('changes, parts', [
     (dict(config=tiny.config(optim={'lr': 0.5})), ['config.optim.lr = 0.5', '0.001']),
     (dict(vocabulary=VOCABULARY[:-1]), ['vocabulary', '50', '49']),

@@ -50,6 +50,9 @@ class Oracle:
     pixels = cells.reshape(count, -1, 1).astype(np.float32)
     return _image_features(pooled, pixels)
 
+  def alone(self):
+    return self
+
   def image_batches(self, images, *, count, names=(), label=''):
     yield self.encode_images(images, count=count, names=names, label=label)
 

@@ -1,7 +1,9 @@
 """The model for use: vectors, grounding maps, and what it says of bad input."""
 
+import dataclasses
 import subprocess
 import sys
+import threading
 
 import cv2
 import jax
@@ -11,6 +13,7 @@ import pytest
 
 import tiny
 from plan_jax import inference
+from plan_jax import processes
 from plan_jax import step as step_lib
 from plan_jax.data import augment
 from plan_jax.data import images as images_lib
@@ -18,6 +21,7 @@ from plan_jax.data import rows
 from plan_jax.data import tokenize
 from plan_jax.objectives import matching
 
+read_image = inference.read_image
 TEXTS = ['small left pleural effusion', 'no acute cardiopulmonary abnormality',
          'right lower lobe opacity, no effusion', 'the heart is enlarged']
 
@@ -46,6 +50,54 @@ def images():
   rng = np.random.default_rng(0)
   return [cv2.GaussianBlur(rng.integers(0, 256, (h, w), np.uint8), (0, 0), 4)
           for h, w in [(80, 80), (120, 60), (50, 90), (64, 64), (200, 100)]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threads(processes.Team):
+  """A team of threads."""
+
+  pool: dict
+  barrier: threading.Barrier
+
+  def stack(self, arrays):
+    self.pool[self.index] = arrays
+    self.barrier.wait(60)
+    everybody = [self.pool[i] for i in range(self.count)]
+    self.barrier.wait(60)
+    return jax.tree.map(lambda *x: np.stack(x), *everybody)
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_a_team_shares_the_work_and_all_get_all_of_it(model, images, count, monkeypatch):
+  def everything(model):  # 10 images, 4 at a time; the last batches lack a process, or all but one
+    found = model.encode_images(iter(images * 2), count=10)
+    texts = model.encode_texts(TEXTS[:2] + TEXTS)
+    return (found, texts, model.match(found, texts),
+            model.ground_pairs(jax.tree.map(lambda x: x[:6], found), texts, kind='regions'),
+            list(model.image_batches(images[:1], count=1)), model.encode_images([], count=0))
+
+  expected = everything(model)
+  read = []
+  monkeypatch.setattr(inference, 'read_image', lambda image, **name: (
+      read.append(threading.get_ident()), read_image(image, **name))[1])
+  pool, barrier, found = {}, threading.Barrier(count), {}
+
+  def one(index):
+    of_team = inference.Model(
+        model.config, model.vocabulary, model._variables, batch_size=4,
+        team=Threads(index=index, count=count, pool=pool, barrier=barrier))
+    found[index] = everything(of_team)
+    np.testing.assert_array_equal(of_team.alone().embed_texts(TEXTS[:1]),
+                                  model.embed_texts(TEXTS[:1]))
+
+  threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(120)
+  for i in range(count):
+    jax.tree.map(np.testing.assert_array_equal, found[i], expected)
+  assert len(read) == 11 and len(set(read)) == count  # each image was read once
 
 
 def test_embeddings_are_unit_vectors_whatever_the_batch(model, images):

@@ -1,11 +1,18 @@
-"""What run.sh finds and would run, by --dry-run in made-up surroundings; Slurm itself if there."""
+"""What run.sh finds and would run, in made-up surroundings; Slurm and MPI themselves if there."""
 
+import json
 import os
 from pathlib import Path
 import shutil
 import subprocess
+import sys
+import sysconfig
 
 import pytest
+
+from plan_jax import errors
+from plan_jax.data import records
+from tests import quick_to_compile
 
 ROOT = Path(__file__).parents[1]
 SLURM = {'SLURM_JOB_ID': '12', 'SLURM_STEP_ID': '0', 'SLURM_STEP_NUM_TASKS': '4',
@@ -69,6 +76,20 @@ def test_mpi_on_several_hosts_asks_for_the_coordinator():
   assert status == 2 and 'add --coordinator=HOST:PORT' in printed
 
 
+@pytest.mark.parametrize('address', ['gs://bucket/run', 's3://bucket/run'])
+def test_buckets_are_refused(address, tmp_path, monkeypatch):
+  status, printed = dry_run(f'--workdir={address}')
+  assert status == 2 and f'--workdir={address}: addresses of buckets' in printed
+  monkeypatch.chdir(tmp_path)
+  for refused in (lambda: errors.require_writable(address, option='--out'),
+                  lambda: errors.require_writable(Path(address).absolute(), option='--out')):
+    with pytest.raises(errors.UserError, match=f'--out={address}: .*mount the bucket'):
+      refused()
+  with pytest.raises(errors.UserError, match=f'records={address}: .*mount the bucket'):
+    records.read_card(address)
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_coordinator_alone_is_refused():
   status, printed = dry_run('--coordinator=a:1')
   assert status == 2 and '--num-processes and --process-id are needed' in printed
@@ -80,11 +101,64 @@ def test_settings_of_xla_are_shown_and_the_users_win():
   assert 'XLA_FLAGS' not in dry_run()[1]
 
 
-@pytest.mark.skipif(not shutil.which('srun'), reason='no Slurm on this machine (srun)')
-def test_a_real_slurm_starts_two_processes():
+def slurm_nodes():
+  """How many nodes a Slurm that works here has; 0 where there is none."""
+  if not shutil.which('sbatch'):
+    return 0
+  done = subprocess.run(['sinfo', '--noheader', '--states=idle,mixed', '--format=%D'],
+                        capture_output=True, text=True, timeout=60)
+  return sum(map(int, done.stdout.split())) if done.returncode == 0 else 0
+
+
+@pytest.fixture(scope='module')
+def accepted_venv(tmp_path_factory):
+  """An environment that run.sh takes for one it made: this one, under another name."""
+  venv = tmp_path_factory.mktemp('venv')
+  subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
+  packages = next(venv.glob('lib/python*/site-packages'))
+  (packages / 'shared.pth').write_text(sysconfig.get_path('purelib') + '\n')
+  made_for = subprocess.run(['bash', '-c', 'echo "cpu  $(cat requirements.txt setup.cfg | cksum)"'],
+                            cwd=ROOT, capture_output=True, text=True, check=True)
+  (venv / '.made-for').write_text(made_for.stdout)
+  return venv
+
+
+# Small and few, and to the end: drawn, trained by two processes, evaluated.
+SHORT = ['--phantom-pairs=64', '--config.data.image_size=32', '--config.data.max_pieces=32',
+         '--config.data.max_words=16', '--config.train.steps=4', '--config.train.batch_size=4',
+         '--config.train.eval_pairs=8', '--config.evaluation.max_pairs=8']
+
+
+def run_by_two(command, workdir, venv, **environment):
+  """Runs the demo, shortened, by `command`; what it printed and left must be of two processes."""
   done = subprocess.run(
-      ['srun', '-n', '2', 'bash', 'launch/run.sh', '--dry-run'], cwd=ROOT, capture_output=True,
-      text=True, timeout=60)
-  assert done.returncode == 0, done.stderr
-  for index in (0, 1):
-    assert f'process {index} of 2' in done.stdout
+      [*command, f'--workdir={workdir}', *SHORT], cwd=ROOT, capture_output=True, text=True, timeout=600,
+      env={**os.environ, 'PLAN_JAX_VENV': str(venv), 'PLAN_JAX_PLATFORM': 'cpu',
+           'XLA_FLAGS': quick_to_compile.FLAGS, **environment})
+  log = Path(f'{workdir}.log')
+  printed = done.stdout + done.stderr + (log.read_text() if log.exists() else '')
+  assert done.returncode == 0, printed[-3000:]
+  for said in ('process 0 of 2', 'process 1 of 2', 'new run: ', '2 cpu device(s) of 2 processes',
+               'step 4/4', 'test split, 6 pairs'):
+    assert said in printed, printed[-3000:]
+  assert printed.count('\npage  ') == 1  # one speaks
+  assert json.loads((workdir / 'eval' / 'metrics.json').read_text())['pairs'] == 6
+  return printed
+
+
+@pytest.mark.skipif(not shutil.which('mpirun'), reason='no Open MPI on this machine (mpirun)')
+def test_a_real_mpirun_runs_the_demo(tmp_path, accepted_venv):
+  printed = run_by_two(
+      ['mpirun', '-n', '2', '--oversubscribe', 'bash', 'launch/run.sh'], tmp_path / 'run', accepted_venv,
+      OMPI_ALLOW_RUN_AS_ROOT='1', OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1')
+  assert 'found: Open MPI; ' in printed
+
+
+@pytest.mark.skipif(not slurm_nodes(), reason='no Slurm with an idle node on this machine (sbatch, sinfo)')
+def test_a_real_slurm_runs_the_demo(tmp_path, accepted_venv):
+  spread = ['--nodes=2'] if slurm_nodes() > 1 else ['--nodes=1', '--ntasks-per-node=2']
+  workdir = tmp_path / 'run'
+  printed = run_by_two(
+      ['sbatch', '--wait', *spread, f'--output={workdir}.log', 'launch/slurm.sbatch'], workdir,
+      accepted_venv)
+  assert 'found: Slurm job ' in printed

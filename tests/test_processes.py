@@ -1,26 +1,15 @@
-"""Several processes: the roll call, and training on 1, 2 (one of them killed) and 4."""
+"""Several processes: the roll call, and what they tell each other (test_pod.py trains)."""
 
-import json
-import os
-from pathlib import Path
+import contextlib
+import errno
 import socket
-import subprocess
-import sys
 import threading
 import time
 
-import numpy as np
 import pytest
 
-from plan_jax import metrics
 from plan_jax import processes
 from plan_jax import roll_call
-from plan_jax.data import prepare
-from tests import quick_to_compile
-from tests import small_pairs
-
-ROOT = Path(__file__).parents[1]
-STEPS = 16
 
 
 def free_port() -> int:
@@ -120,7 +109,30 @@ def test_values_go_round_and_a_loss_is_told_to_all():
   lines[1].drop()
   assert told.wait(10)
   assert {index for index, _ in losses} == {0, 2}
-  assert all(name.startswith('process 1 (host ') for _, name in losses)
+  assert all(news.startswith('process 1 (host ') and news.endswith(') has ended') for _, news in losses)
+
+
+class Silent:
+  """A connection to a host that has lost its power: the system gives up waiting."""
+
+  def makefile(self, mode):
+    return self
+
+  def readline(self, limit):
+    raise TimeoutError(errno.ETIMEDOUT, 'Connection timed out')
+
+  def setsockopt(self, *option):
+    pass
+
+
+def test_a_host_that_falls_silent_is_not_said_to_have_ended():
+  news, told = [], threading.Event()
+  roll_call.Line(
+      {1: roll_call._Peer(Silent(), 'process 1 (host n2)')},
+      place=roll_call.Place(host='n1', port=1, count=2, index=0),
+      on_loss=lambda what: (news.append(what), told.set()))
+  assert told.wait(10)
+  assert news == ['process 1 (host n2) cannot be reached any more (connection timed out)']
 
 
 def test_all_close_together_without_a_loss():
@@ -149,89 +161,32 @@ def test_a_place_that_cannot_be_is_refused(given, said):
     processes.place(**given)
 
 
+class Heard(processes.Team):
+  """A team of which this process hears what the others say."""
+
+  def gather(self, value):
+    return [['n1', '10.0.0.1'], value]
+
+
+@pytest.mark.parametrize('name, address, shown', [
+    ('n2', '127.0.1.1', 'host n2 (127.0.1.1): its own name'), ('n2', '', 'host n2 (unknown): its own'),
+    ('n2', '10.0.0.2', ''), ('n1', '127.0.0.1', '')])  # one host may talk to itself
+def test_a_host_that_calls_itself_by_a_loopback_address_is_named(name, address, shown, monkeypatch):
+  def look_up(host):
+    if not address:
+      raise socket.gaierror
+    return address
+
+  monkeypatch.setattr(socket, 'gethostname', lambda: name)
+  monkeypatch.setattr(socket, 'gethostbyname', look_up)
+  with pytest.raises(processes.ProcessError) if shown else contextlib.nullcontext() as error:
+    processes.require_reachable(Heard(index=1, count=2))
+  assert not shown or shown in str(error.value)
+
+
 def test_a_process_alone_needs_no_place():
   assert processes.place(coordinator=None, count=None, index=None) is None
   assert processes.place(coordinator='a:1', count=1, index=0) is None
-
-
-@pytest.fixture(scope='module')
-def records(tmp_path_factory):
-  """Pairs for training only: no validation, so nothing but the step is compiled."""
-  folder = tmp_path_factory.mktemp('pairs')
-  small_pairs.pairs(folder, 24)
-  rows = [json.loads(line) for line in (folder / 'rows.jsonl').read_text().splitlines()]
-  manifest = small_pairs.manifest(folder, *({**row, 'split': 'train'} for row in rows))
-  assert prepare.main(['manifest', '--manifest', str(manifest), '--out', str(folder / 'records'),
-                       '--workers', '1']) == 0
-  return folder / 'records'
-
-
-def start(workdir, records, *, count, log='', devices=1):
-  """The processes of one run; process i writes to <workdir>.<log>i.log."""
-  environment = {
-      **os.environ, 'PYTHONPATH': str(ROOT),
-      # What one start compiles the next one finds.
-      'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-      'XLA_FLAGS': f'{quick_to_compile.FLAGS} --xla_force_host_platform_device_count={devices}'}
-  port = free_port()
-  running = []
-  for i in range(count):
-    place = [f'--coordinator=127.0.0.1:{port}', f'--num-processes={count}', f'--process-id={i}']
-    with open(f'{workdir}.{log}{i}.log', 'w') as out:
-      running.append(subprocess.Popen(
-          [sys.executable, '-m', 'plan_jax.train', '--config=configs/demo.py',
-           f'--workdir={workdir}', f'--config.data.records={records}', '--start-timeout=120',
-           '--config.model.image=vit_ti16',
-           '--config.data.image_size=32', '--config.data.max_pieces=16', '--config.data.max_words=8',
-           '--config.model.joint_dim=16', '--config.objective.name=convirt',
-           # So small that what rounding does to one step does not grow over the next ones.
-           '--config.optim.lr=1e-5', f'--config.train.steps={STEPS}', '--config.train.batch_size=8',
-           '--config.train.log_every=1', '--config.train.checkpoint_every=2',
-           '--config.evaluation.prompts=', *place],
-          cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT))
-  return running
-
-
-def said(workdir, name):
-  return Path(f'{workdir}.{name}.log').read_text()
-
-
-def figures(workdir):
-  return {row['step']: [row['loss'], row['grad_norm']]
-          for row in metrics.read(workdir / 'metrics.jsonl') if 'loss' in row}
-
-
-@pytest.mark.skipif('PLAN_JAX_SLOW_TESTS' not in os.environ, reason=
-    'five runs compile, minutes on two cores; set PLAN_JAX_SLOW_TESTS=1')
-def test_two_processes_one_killed_and_started_again_give_the_losses_of_one(tmp_path, records):
-  one, many = tmp_path / 'one', tmp_path / 'many'
-  alone, = start(one, records, count=1, devices=2)
-  assert alone.wait(300) == 0, said(one, 0)[-3000:]
-
-  first, second = start(many, records, count=2, log='killed')
-  while first.poll() is None and 4 not in figures(many):
-    time.sleep(0.01)
-  second.kill()
-  second.wait()
-  assert first.wait(60) == 1, said(many, 'killed0')[-3000:]
-  message = said(many, 'killed0')
-  assert 'error: process 1 (host ' in message and 'has ended before the run was over' in message
-  assert 'the same command continues from the last checkpoint' in message.lower()
-  assert not (many / 'checkpoints' / str(STEPS)).exists()
-  before = {step: row for step, row in figures(many).items() if step <= 4}
-
-  again = start(many, records, count=2)
-  assert [each.wait(400) for each in again] == [0, 0], said(many, 0)[-3000:]
-  assert 'continuing from step' in said(many, 0)
-  assert 'continuing' not in said(many, 1)  # one speaks
-
-  expected = figures(one)
-  assert list(expected) == list(range(1, STEPS + 1))
-  for found in (before, figures(many)):
-    np.testing.assert_allclose(
-        list(found.values()), [expected[step] for step in found], rtol=2e-3)
-  assert list(figures(many)) == list(expected)
 
 
 def test_processes_that_do_not_train_the_same_are_refused():
