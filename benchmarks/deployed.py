@@ -33,7 +33,7 @@ _BY = tuple(_IMPORTS)
 
 def cases(quick: bool) -> list[measure.Case]:
   sizes = {'image_size': 32, 'pieces': 12, 'seconds': 0.1} if quick else {
-      'image_size': 224, 'pieces': 97, 'seconds': 2.5}
+      'image_size': 224, 'pieces': 97, 'seconds': 1.5}
   models = [('resnet_tiny', 'bert_tiny', 'texts')] if quick else [
       ('resnet50', 'bert_base', 'images'), ('vit_s16', 'bert_base', 'images'),
       ('vit_s16', 'bert_base', 'texts')]

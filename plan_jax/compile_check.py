@@ -5,8 +5,8 @@ r"""Compiles the training step for a TPU slice on a machine without one, and say
       --batch=16384
 
 Nothing is executed: times are estimates, of a step in which nothing is left out (teacher, short
-texts, reports of full length). libtpu lets one process at a time compile on a machine. The exit
-status is 0 if the step fits, 1 if not, 2 if it cannot be compiled.
+texts, reports of full length). The exit status is 0 if the step fits, 1 if not, 2 if it cannot be
+compiled.
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ def check(
   except Exception as error:  # libtpu's many ways of saying no
     raise CheckError(
         f'--topology={topology}: libtpu is not installed (pip install -e '
-        f"'.[compile_check]'), compiles for another process, or does not know it "
+        f"'.[compile_check]'), or does not know it "
         f'({str(error).splitlines()[0][:200]})') from error
   mesh = mesh_lib.make_mesh(list(devices))
   if mesh.size != wanted.chips:
@@ -244,9 +244,8 @@ def table(found: Report) -> str:
         f'{found.memory_ms:.1f} ms, collectives {found.collectives_ms:.1f} ms',
         f'step at best       {found.step_ms_estimate:.1f} ms, the largest of these; MFU at most '
         f'{found.mfu_estimate:.0%} (nothing was run)',
-        f"step at worst      {found.compiler_ms:.1f} ms by the compiler's own estimates, without "
-        'collectives',
-        'of these           memory traffic, the compiler:',
+        f"compiler's own     {found.compiler_ms:.1f} ms, pessimistic, without collectives",
+        "by parts           memory traffic, compiler's own:",
         *(f'{moved:15.1f} ms {cycles:9.1f} ms   {part}'
           for part, (moved, cycles) in found.parts.items())]
   return '\n'.join(lines + [f'to make it fit: {change}' for change in found.advice])
@@ -264,9 +263,10 @@ def _needed(message: str) -> float:
   Raises:
     CheckError: it failed for another reason.
   """
-  found = re.search(r'(?:required[^(]*\(|Used )([\d.]+)([KMGT])', message)
+  found = re.search(
+      r'(?:on HBM, [^(]*required[^(]*\(|memory space hbm. Used )([\d.]+)([KMGT])', message)
   if 'RESOURCE_EXHAUSTED' not in message or not found:
-    raise CheckError('the compiler failed, and not for lack of memory; this is a defect of the '
+    raise CheckError('the compiler failed, and not for lack of HBM; this is a defect of the '
                      f'step or of libtpu, please report it: {message[:1000]}')
   return float(found[1]) * 2**{'K': 10, 'M': 20, 'G': 30, 'T': 40}[found[2]]
 
@@ -303,6 +303,10 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # no chip is shared, only compiled for
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  if os.environ.pop('XLA_FLAGS', ''):  # libtpu would end the process
+    print('XLA_FLAGS is left out: libtpu knows no flags of other platforms; those of TPUs go into '
+          'LIBTPU_INIT_ARGS', file=sys.stderr)
   sys.exit(errors.exit_status(
       lambda: app.run(main, flags_parser=command_line.parse), again='start it again'))

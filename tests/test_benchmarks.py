@@ -55,6 +55,20 @@ def test_reading(script):
   assert all(result['rate'] > 0 for _, results in found for result in results)
 
 
+def test_deployed(script, tmp_path, monkeypatch):
+  """Two of the four forms; tests/test_convert_programs.py exports the others."""
+  pytest.importorskip('torch', reason='one of the forms')
+  monkeypatch.delitem(sys.modules, 'plan_torch', raising=False)
+  deployed = script('deployed')
+  monkeypatch.setattr(deployed, '_HOME', tmp_path)
+  (ours, results), (_, theirs) = measured(deployed, lambda case: case['by'] in ('plan_jax', 'torch'))
+  assert results[0]['off'] == 0 and 0 < theirs[0]['off'] < 1e-5
+  assert theirs[0]['ms_16'] > 0 and theirs[0]['mib'] > 14  # the word pieces' table alone is that
+  table = deployed.show([({**ours, 'by': by}, theirs) for by in deployed._BY])
+  assert len(table.splitlines()) == 6 and '| bert_tiny | onnx |' in table
+  monkeypatch.delitem(sys.modules, 'plan_torch')
+
+
 def test_cases_run_in_processes_of_their_own_and_are_kept(script, tmp_path):
   measure = script('measure')
   path = tmp_path / 'twice.py'

@@ -1,6 +1,7 @@
 """Imports: towers of transformers computed by JAX, and what is said of weights that do not fit."""
 
 import pickle
+import shutil
 
 import jax
 import numpy as np
@@ -86,6 +87,28 @@ def test_imported_towers_equal_transformers(bert_dir, image_dir, tmp_path, capsy
   backbone = (found.last_hidden_state[:, 0] if model.config.model_type == 'vit'
               else found.pooler_output[:, :, 0, 0])
   assert _error(ours.encode_images([picture], count=1).backbone, backbone) < TOLERANCE
+
+
+def test_import_says_which_of_its_options_helps(bert_dir, image_dir, tmp_path, capsys):
+  """Weights without what lies beside them, and a tensor short."""
+  tower = tmp_path / 'tower.safetensors'
+  shutil.copyfile(image_dir / 'model.safetensors', tower)
+  text = tmp_path / 'text'
+  shutil.copytree(bert_dir, text)
+  tensors = files.read(bert_dir)
+  del tensors['encoder.layer.1.output.dense.weight']
+  files.write(text / 'model.safetensors', tensors, dtype=files.Dtype.FLOAT32)
+  command = ['import', '--text', str(bert_dir), '--image', str(tower), '--out', str(tmp_path / 'out')]
+  assert convert.main(command) == 2
+  said = capsys.readouterr().err
+  assert f'--image={tower}' in said and 'add --set init.normalisation=imagenet' in said
+  command[2] = str(text)
+  command += ['--set', 'init.normalisation=half']
+  assert convert.main(command) == 2
+  said = capsys.readouterr().err
+  assert 'missing: encoder.layer.1.output.dense.weight' in said and '--set init.unfit=fresh' in said
+  if image_dir.name.startswith('resnet'):
+    assert convert.main([*command, '--set', 'init.unfit=fresh']) == 0, capsys.readouterr().err
 
 
 def _error(ours, theirs):

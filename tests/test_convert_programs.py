@@ -1,5 +1,6 @@
 """Exports as their users run them, by the code that docs/convert.md prints, and the check after writing."""
 
+import functools
 import pathlib
 import re
 import sys
@@ -22,18 +23,19 @@ NEEDS = {'torch': ('torch',), 'stablehlo': (), 'onnx': to_onnx.PACKAGES}
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """A run's directory with a checkpoint of random weights."""
-  path = tmp_path_factory.mktemp('home') / 'runs' / 'demo'
-  tiny.save_checkpoint(
-      path, vocabulary=tokenize.train_vocabulary([PHRASE] * 3, size=150),
-      settings=tiny.config(data={'max_pieces': 20, 'max_words': 12}), draw=tiny.random_weights)
-  return path
+def trained(tmp_path_factory):
+  """By image tower: a run's directory with a checkpoint of random weights, and its model."""
+  @functools.cache
+  def make(image):
+    path = tmp_path_factory.mktemp(image) / 'runs' / 'demo'
+    tiny.save_checkpoint(
+        path, vocabulary=tokenize.train_vocabulary([PHRASE] * 3, size=150),
+        settings=tiny.config(
+            data={'max_pieces': 20, 'max_words': 12}, model={'image': image}),
+        draw=tiny.random_weights)
+    return path, inference.load(path)
 
-
-@pytest.fixture(scope='module')
-def model(run):
-  return inference.load(run)
+  return make
 
 
 def _example(form):
@@ -46,10 +48,12 @@ def _example(form):
   return command.split()[3:], blocks[place + 1][1]
 
 
-@pytest.mark.parametrize('form', NEEDS)
-def test_printed_code_gives_what_the_checkpoint_gives(form, run, model, monkeypatch, capsys):
+@pytest.mark.parametrize('form, image', [
+    ('torch', 'resnet_tiny'), ('stablehlo', 'resnet_tiny'), ('onnx', 'vit_ti16')])
+def test_printed_code_gives_what_the_checkpoint_gives(form, image, trained, monkeypatch, capsys):
   for package in NEEDS[form]:
     pytest.importorskip(package)
+  run, model = trained(image)
   monkeypatch.chdir(run.parents[1])
   monkeypatch.setattr(sys, 'path', list(sys.path))
   command, code = _example(form)
@@ -81,8 +85,10 @@ def test_printed_code_gives_what_the_checkpoint_gives(form, run, model, monkeypa
   assert np.ptp(heat) > 1e-3
 
 
-def test_other_outputs_are_refused(model):
+def test_other_outputs_are_refused(trained):
   """The check sees one value of one output that is off, a mask, and what is not finite."""
+  _, model = trained('resnet_tiny')
+
   def programs(change):
     seen = []
 
@@ -113,7 +119,8 @@ def test_other_outputs_are_refused(model):
       agreement.check(programs(change), model, what='--out=x')
 
 
-def test_onnx_says_what_it_needs(run, tmp_path, monkeypatch, capsys):
+def test_onnx_says_what_it_needs(trained, tmp_path, monkeypatch, capsys):
+  run, _ = trained('resnet_tiny')
   arguments = ['export', '--checkpoint', str(run), '--out', str(tmp_path / 'out'), '--format', 'onnx']
   assert convert.main([*arguments, '--dtype', 'float16']) == 2
   assert 'ONNX is written in float32' in capsys.readouterr().err

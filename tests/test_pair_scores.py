@@ -232,7 +232,7 @@ def test_the_plan_says_what_is_done_and_what_it_costs():
   large = cross_pair.plan(batch=32768, devices=256, **sizes)
   assert large.algorithm is Algorithm.RING and large.mib < 300
   assert cross_pair.plan(batch=32768, **sizes).algorithm is Algorithm.BLOCKWISE  # one device
-  assert small.tile == pair_scores.Tile(images=1, reports=64)
+  assert small.tile == pair_scores.Tile(images=1, reports=256)
   on_chip = cross_pair.plan(batch=16384, devices=256, platform='tpu', **sizes)
   assert on_chip.tile == pair_scores.Tile(images=8, reports=8)
   kernel = cross_pair.plan(batch=256, platform='tpu', algorithm=Algorithm.FUSED, **sizes)

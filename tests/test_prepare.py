@@ -34,8 +34,8 @@ def test_pairs_become_records(tmp_path, capsys):
   assert card['images']['stored']['width'] == {'min': 48, 'median': 48, 'max': 48}
   assert str(tmp_path) not in json.dumps(card)
   assert sorted(path.name for path in out.iterdir()) == sorted([
-      'dataset.json', 'dataset_info.json', 'features.json', 'near_duplicates.jsonl', 'rejects.jsonl', 'sheet.jpg',
-      'vocab.txt',
+      'dataset.json', 'dataset_info.json', 'features.json', 'near_duplicates.jsonl', 'rejects.jsonl',
+      'sheet.jpg', 'vocab.txt',
       *records.shard_names('train', 2), *records.shard_names('test', 1)])
 
 

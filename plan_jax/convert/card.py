@@ -128,8 +128,8 @@ Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].
 
 def _use_torch(config: config_lib.Config) -> str:
   tower = 'ViTModel' if str(config.model.image).startswith('vit') else 'ResNetModel'
-  return f'''`plan_torch.py` is the whole model in PyTorch (torch and safetensors), `plan_inputs.py` makes what it
-reads (NumPy). Where `exported` is this directory:
+  return f'''`plan_torch.py` is the whole model in PyTorch (torch and safetensors), `plan_inputs.py` makes
+what it reads (NumPy). Where `exported` is this directory:
 
 ```python
 {_CODE['torch']}```

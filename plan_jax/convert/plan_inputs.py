@@ -1,7 +1,7 @@
 """Pictures and texts as an exported plan_jax model reads them; needs NumPy alone.
 
-Lies beside the model in an export of any format; its README.md says how to use it. Reading a JPEG, PNG or DICOM into grey
-values is yours: PIL's `convert('L')`, say.
+Lies beside the model in an export of any format; its README.md says how to use it. Reading a
+JPEG, PNG or DICOM into grey values is yours: PIL's `convert('L')`, say.
 """
 
 import json

@@ -304,7 +304,7 @@ class Plan(nn.Module):
     stride = patches.weight.shape[-1]
     # Red, green and blue are the same grey: their weights add up.
     x = F.conv2d(grey, patches.weight.sum(1, keepdim=True), patches.bias, stride=stride)
-    x = torch.cat([embeddings.cls_token.expand(len(x), -1, -1), x.flatten(2).mT], 1)
+    x = torch.cat([embeddings.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).mT], 1)
     x = x + embeddings.position_embeddings
     is_patch = _cells(extent, grey.shape[-1], stride).flatten(1)
     is_token = F.pad(is_patch, (1, 0), value=True)

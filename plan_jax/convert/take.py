@@ -44,13 +44,13 @@ def take(
     raise load.LoadError(f'--out={out}: is not an empty directory; choose another')
   whole = _export_of(text, image)
   values = whole['about']['config'] if whole else _settings(text, image)
+  values['init'] = {'normalisation': str(normalisation)}
   for change in changes:
     key, _, value = change.partition('=')
     config_lib.require_key(key)
     group, _, name = key.partition('.')
     values.setdefault(group, {})[name] = _plain(value)
-  values = {**values, 'init': {
-      'text': text, 'image': image, 'normalisation': str(normalisation)}}
+  values['init'] |= {'text': text, 'image': image}
   settings = config_lib.resolve(values)
   vocabulary = tokenize.read_vocabulary(text)
   model = step_lib.build_model(settings, vocab_size=len(vocabulary))
@@ -63,7 +63,10 @@ def take(
 
   expected = jax.eval_shape(init)
   shapes = load.shapes_of(expected)
-  found = load.arrays(settings, shapes=shapes, vocabulary=vocabulary)
+  try:
+    found = load.arrays(settings, shapes=shapes, vocabulary=vocabulary)
+  except load.LoadError as error:
+    raise load.LoadError(_for_import(str(error))) from error
   if whole:
     heads = pathlib.Path(text).parent / 'heads.safetensors'
     fitted = tables.read(to_torch.joint_rows(shapes), files.read(heads), shapes=shapes)
@@ -114,6 +117,13 @@ def _settings(text: str, image: str) -> dict[str, Any]:
     content = files.read_json(beside) if beside.is_file() else {'layer_norm_eps': 1e-6}
     values['model']['vit_epsilon'] = content.get('layer_norm_eps', 1e-12)
   return values
+
+
+def _for_import(message: str) -> str:
+  """The message to who starts a run, in the options of this command."""
+  for tower in ('text', 'image'):
+    message = message.replace(f'config.init.{tower} = ', f'--{tower}=')
+  return message.replace('set --config.', 'add --set ').replace('--config.', '--set ')
 
 
 def _plain(value: str) -> Any:
