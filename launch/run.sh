@@ -70,6 +70,7 @@ case "$platform" in
   cuda*) if [ "$on_host" -gt 1 ]; then export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-$slot}"; fi ;;
 esac
 if [ "$processes" -gt 1 ]; then
+  [ "$platform" != cpu ] || export JAX_PLATFORMS=cpu  # the training needs to know before JAX starts
   rest+=("--coordinator=$coordinator" "--num-processes=$processes" "--process-id=$process")
 fi
 own=''  # the demo draws its own records

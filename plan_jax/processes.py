@@ -136,16 +136,21 @@ def joined(where: roll_call.Place | None, *, timeout_s: int) -> Iterator[Team]:
         f'(up to {timeout_s} s)', flush=True)
   line = roll_call.call(where, timeout_s=timeout_s)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  # Gloo matches collectives by their order, which must be that of the program in all processes.
+  # Gloo matches collectives by their order, which must be that of the program in all processes: of
+  # several threads each would start another one first.
   jax.config.update('jax_cpu_enable_async_dispatch', False)
+  on_cpu = jax.config.jax_platforms == 'cpu'
+  if on_cpu:
+    os.environ['PJRT_NPROC'] = '1'
   jax.distributed.initialize(
       f'{where.host}:{where.port}', num_processes=where.count, process_id=where.index,
       initialization_timeout=timeout_s, shutdown_timeout_seconds=_PART_S)
   team = Team(index=where.index, count=where.count, line=line)
   try:
     if jax.default_backend() == 'cpu':
-      # A program for CPUs that is read back from the cache has lost the order of its collectives.
-      jax.config.update('jax_enable_compilation_cache', False)
+      if not on_cpu:
+        raise ProcessError('JAX has no devices but CPUs here; several processes on CPUs need '
+                           'JAX_PLATFORMS=cpu in their environment, so that each runs one thread')
       require_reachable(team)
     yield team
   except SystemExit:  # all stop together, when all is saved

@@ -139,10 +139,10 @@ def run_by_two(command, workdir, venv, **environment):
   printed = done.stdout + done.stderr + (log.read_text() if log.exists() else '')
   assert done.returncode == 0, printed[-3000:]
   for said in ('process 0 of 2', 'process 1 of 2', 'new run: ', '2 cpu device(s) of 2 processes',
-               'step 4/4', 'test split, 6 pairs'):
+               'step 4/4', 'test split, 8 pairs'):
     assert said in printed, printed[-3000:]
   assert printed.count('\npage  ') == 1  # one speaks
-  assert json.loads((workdir / 'eval' / 'metrics.json').read_text())['pairs'] == 6
+  assert json.loads((workdir / 'eval' / 'metrics.json').read_text())['pairs'] == 8
   return printed
 
 
