@@ -24,7 +24,7 @@ _BY = ('ours', 'eager', 'compile')
 
 
 def cases(quick: bool) -> list[measure.Case]:
-  towers = ('vit_ti16',) if quick else ('vit_s16', 'vit_b16', 'resnet50')
+  towers = ('vit_ti16',) if quick else ('vit_s16', 'resnet50')
   sizes = {'image_size': 32, 'pieces': 12, 'batch': 2, 'text': 'bert_tiny'} if quick else {
       'image_size': 224, 'pieces': 97, 'batch': 16, 'text': 'bert_base'}
   train = [
