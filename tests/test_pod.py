@@ -29,7 +29,7 @@ from tests.test_processes import free_port
 ROOT = Path(__file__).parents[1]
 DEVICES, STEPS = 4, 12
 # Processes that share a batch add its sums in another order. Measured: losses differ by 2e-6 at most;
-# gradient norms by 6e-6, but for two steps of 3e-4, where rounding changes which cell is the largest.
+# gradient norms by 6e-6, but for two steps of up to 3e-4, where rounding changes which cell is the largest.
 LOSS, GRADIENT = 1e-4, 2e-3
 
 
