@@ -46,9 +46,10 @@ def test_parts_of_a_batch_give_the_plain_step(frozen, devices):
   for name, value in metrics.items():
     assert other_metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
   # Adam's mean of them: its steps would turn the rounding of a gradient of 0 into a share of lr.
+  # The order of the sums differs with the parts: up to 2.6e-5 of the largest was seen (AMD, fp32).
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
   for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(gradients), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5 * largest)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=5e-5 * largest)
   if not frozen and devices == 1:
     print(f'{temporary / 2**20:.1f} MiB, in four parts {of_parts / 2**20:.1f} MiB')
     assert of_parts < 0.5 * temporary
