@@ -42,6 +42,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def keep_split(x: jax.Array) -> jax.Array:
+  """`x`, its leading axis split over `data` if a mesh is in force (`use_abstract_mesh`), else as it is.
+
+  Where parameters are split as well (`fsdp`), XLA might leave them where they are and send the
+  activations of the whole batch around instead, which grow with it.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec('data'))
+
+
 def local_copy(tree: Any, *, mesh: Mesh) -> Any:
   """Whole arrays on one device of this process, gathered where they are split.
 

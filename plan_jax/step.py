@@ -169,7 +169,7 @@ def make_train_step(
             variables, batch, train=True, rngs={'dropout': key}, method='look'), key, batch)
     return model.apply(variables, features, train=True, mutable=['batch_stats'], method='project')
 
-  def train_step(state, batch, stage):
+  def change(state, batch, stage):
     key = jax.random.fold_in(state.key, state.step)
     dropout_key, text_key, objective_key = jax.random.split(key, 3)
 
@@ -234,6 +234,10 @@ def make_train_step(
         'skipped_steps': new_state.skipped,
     }
     return new_state, metrics
+
+  def train_step(state, batch, stage):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `mesh.keep_split`
+      return change(state, batch, stage)
 
   return jax.jit(
       train_step,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from plan_jax import config
+from plan_jax import mesh
 
 Array = jax.Array
 Dtype = Any
@@ -251,7 +252,8 @@ class Stack(nn.Module):
       self, x: Float[Array, 'b s c'], is_token: Bool[Array, 'b s'], *, train: bool
   ) -> tuple[Float[Array, 'b s c'], Float[Array, 'b n s']]:
     def step(block, x, _):
-      return block(x, is_token, train=train)
+      x, first_row = block(mesh.keep_split(x), is_token, train=train)
+      return mesh.keep_split(x), first_row
 
     block = Block(
         self.heads, self.order, self.dropout, self.dtype, self.epsilon, name='blocks')

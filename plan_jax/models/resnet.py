@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from plan_jax import config
+from plan_jax import mesh
 from plan_jax.models import layers
 
 Array = jax.Array
@@ -130,7 +131,7 @@ class ResidualBlock(nn.Module):
     def active(x, mask):
       return _zero_outside(nn.relu(x), mask)
 
-    shortcut = x
+    shortcut = x = mesh.keep_split(x)
     if x.shape[-1] != self.width or self.stride != 1:
       shortcut = conv(x, is_cell, self.width, 1, self.stride, 'shortcut')
     if self.kind is BlockKind.BASIC:
@@ -141,7 +142,7 @@ class ResidualBlock(nn.Module):
       x = active(conv(x, is_cell_in, narrow, 1, 1, 'conv_1'), is_cell_in)
       x = active(conv(x, is_cell, narrow, 3, self.stride, 'conv_2'), is_cell)
       x = conv(x, is_cell, self.width, 1, 1, 'conv_3')
-    return active(x + shortcut, is_cell)
+    return mesh.keep_split(active(x + shortcut, is_cell))
 
 
 class Stage(nn.Module):
