@@ -33,6 +33,7 @@ from plan_jax import stages
 from plan_jax import step as step_lib
 from plan_jax import tpus
 from plan_jax.losses import cross_pair as cross_pair_lib
+from plan_jax.models import vit
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:16x16 or v4:4x4x4.')
 _SLICES = flags.DEFINE_integer('slices', 1, 'How many such slices, over the network between them.')
@@ -120,9 +121,11 @@ def check(
   if mesh.size != wanted.chips:
     raise CheckError(f'--topology={topology}: this libtpu makes {mesh.size} devices of '
                      f'{wanted.chips} chips; use another version of libtpu')
-  if config.train.batch_size % mesh.size:
+  shares = mesh.size * config.train.chunks
+  if config.train.batch_size < 1 or config.train.batch_size % shares:
+    parts = f' times train.chunks = {config.train.chunks}' if config.train.chunks > 1 else ''
     raise CheckError(f'--batch={config.train.batch_size}: must be a multiple of the {mesh.size} '
-                     f'chips of {topology}')
+                     f'chips of {topology}{parts}')
   model = step_lib.build_model(config, vocab_size=vocab_size)
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
   state = jax.eval_shape(lambda: step_lib.init_state(model, optimizer, config=config))
@@ -199,10 +202,13 @@ def advice(config: config_lib.Config, *, cross_pair: cross_pair_lib.Plan | None)
     changes.append('--config.model.remat=blocks: keep only the inputs of their blocks')
   if config.train.sharding is not config_lib.Sharding.FSDP:
     changes.append('--config.train.sharding=fsdp: split parameters and optimizer over the chips')
-  changes.append(f'--config.train.chunks={2 * config.train.chunks}: run the towers in more parts')
+  if config.model.image in vit.VARIANTS or config.optim.image.freeze:  # else `rules` refuses it
+    changes.append(
+        f'--config.train.chunks={2 * config.train.chunks}: run the towers in more parts')
   if cross_pair is not None:
-    changes.append(f'--config.objective.block_mib={max(config.objective.block_mib // 2, 1)}: '
-                   'smaller tiles of the word-pixel scores')
+    tile = min(config.objective.block_mib, cross_pair_lib.TPU_TILE_MIB)
+    changes.append(f'--config.objective.block_mib={max(tile // 2, 1)}: smaller tiles of the '
+                   'word-pixel scores')
     if cross_pair.is_global and cross_pair.algorithm is not config_lib.Algorithm.RING:
       changes.append('--config.objective.algorithm=ring: words travel, no chip holds all of them')
   changes.append('a smaller --batch, or a larger slice')

@@ -36,6 +36,8 @@ _PARTITIONS = re.compile(r'\bnum_partitions=(\d+)')
 # {{0,1},{2,3}}, [groups,members]<=[...], or by axes: mesh['a'=2,'b'=4] {'a','b'}.
 _GROUPS = re.compile(
     r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[([^\]]*)\]\s*\{([^}]*)\}|(\{\}))")
+_PAIRS = re.compile(r'source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}')
+_PAIR = re.compile(r'\{(\d+),(\d+)\}')
 _AXIS = re.compile(r"'?([\w.\-]+)'?=(\d+)")
 _AXIS_USED = re.compile(r"'?([\w.\-]+)'?(?::\(\d+\)(\d+))?")
 
@@ -380,7 +382,9 @@ def _sent(each: _Instruction, kind: str, *, partitions: int) -> int:
     sizes = sizes[1:2] if kind == 'collective-permute' else sizes[len(sizes) // 2:]
   size = sum(sizes)
   if kind == 'collective-permute':
-    return size
+    pairs = _PAIRS.search(each.rest)
+    stays = pairs is not None and all(a == b for a, b in _PAIR.findall(pairs[1]))
+    return 0 if stays else size
   members = _members(each, partitions=partitions)
   match kind:
     case 'all-reduce':

@@ -13,7 +13,7 @@ _SMALL = 2**14  # parameters below it are not worth a gather
 # How a parameter is split, by the first pattern that its path matches: on its largest axis,
 # but for the axis of stacked blocks, which a scan walks along; or not at all.
 _RULES = (
-    (r'(^|/)(batch_stats|key|step|skipped|count)(/|$)', False),
+    (r'^(key|step|skipped)$|^batch_stats/|(^|/)count$', False),
     (r'(^|/)(scale|bias|cls|relation|log_temperature)$', False),
     (r'', True),
 )

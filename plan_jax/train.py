@@ -92,9 +92,10 @@ def train(
     prompts_lib.require_known(prompts_lib.read(config.evaluation.prompts), known=card['classes'],
                               where=config.data.records)
   mesh = mesh_lib.make_mesh()
-  if config.train.batch_size % mesh.size:
+  if config.train.batch_size % (mesh.size * config.train.chunks):
+    parts = f' times config.train.chunks = {config.train.chunks}' if config.train.chunks > 1 else ''
     raise TrainingError(f'config.train.batch_size = {config.train.batch_size}: must be a multiple '
-                        f'of the {mesh.size} devices')
+                        f'of the {mesh.size} devices{parts}')
   if (team.count > 1 and jax.default_backend() == 'cpu'
       and config.train.sharding is config_lib.Sharding.FSDP):
     raise TrainingError(  # gloo aborts: XLA does not keep the gathers of all processes in one order

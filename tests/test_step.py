@@ -66,6 +66,8 @@ def test_split_parameters_give_the_same_step_in_less_memory(reference):
   assert on_first_device(other) < 0.3 * on_first_device(state)
   kernel = other.params['text_tower']['stack']['blocks']['mlp']['dense_1']['kernel']
   assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, None, 'data')
+  key = other.params['text_tower']['stack']['blocks']['attention']['key']['kernel']
+  assert not key.sharding.is_fully_replicated  # no PRNG key
   moments = [leaf for leaf in jax.tree.leaves(other.opt_state) if leaf.shape == kernel.shape]
   assert moments and all(leaf.sharding.spec == kernel.sharding.spec for leaf in moments)
   assert other.params['relation'].sharding.spec == jax.sharding.PartitionSpec()

@@ -74,6 +74,10 @@ def export(
     raise ExportError(f'--out={out}: is a file; give a directory')
   if out.is_dir() and any(out.iterdir()) and not force:
     raise ExportError(f'--out={out}: is not empty; choose another, or add --force')
+  what = f'plan_jax export, {form}'
+  if (out / 'plan.json').is_file() and (there := files.read_json(out / 'plan.json').get('what')) != what:
+    raise ExportError(  # its other files would stay, and belong to another checkpoint
+        f'--out={out}: holds a {there}; choose another, or remove it')
   restored = checkpoint.load_model(path)
   # Programs compute in fp32, whatever the training did.
   config = dataclasses.replace(restored.config, train=dataclasses.replace(

@@ -23,7 +23,7 @@ LOGIT_SCALE = 10.0  # of (9), as published by GLoRIA
 _GATHERED_MIB = 1024  # above it the words of all devices are not gathered
 # A TPU's compiler keeps tiles of this size on the chip, larger ones in main memory, which then
 # is what the scores wait for (docs/scale.md).
-_TPU_TILE_MIB = 32
+TPU_TILE_MIB = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def plan(
   else:
     tile = pair_scores.choose_tile(
         images=own, reports=reports, words=words, pixels=pixels,
-        mib=min(mib, _TPU_TILE_MIB) if platform == 'tpu' else mib,
+        mib=min(mib, TPU_TILE_MIB) if platform == 'tpu' else mib,
         one_image=platform == 'cpu')
   matched = batch if is_global else own
   held = 2 * of_words if gathers and algorithm is not config.Algorithm.RING else 0.0
