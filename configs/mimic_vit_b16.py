@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
   """ViT-B/16 at 224 px, BERT-base, global batch 1024."""
   config = config_lib.defaults()
   config.model.image = 'vit_b16'
-  config.model.remat = 'dots'  # 64 pairs a chip need 28 GiB without, 12 with (docs/scale.md)
+  config.model.remat = 'dots'  # 64 pairs a chip fit into 16 GiB with it alone (docs/scale.md)
   config.train.batch_size = 1024
   config.train.steps = 20_000
   config.optim.lr = 1e-4

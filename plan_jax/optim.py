@@ -34,8 +34,8 @@ def make_optimizer(settings: config.Optim, *, total_steps: int) -> optax.Gradien
   in the clipping. What `settings.image` and `settings.text` say of the pace scales the whole
   update of a tower, weight decay included.
 
-  Source: method.md, training defaults (after MGCA, NeurIPS'22); no decay of norms and biases as
-  in BERT (Devlin et al., NAACL 2019).
+  Source: MGCA (Wang et al., NeurIPS 2022) for the defaults; no decay of norms and biases as in
+  BERT (Devlin et al., NAACL 2019).
   """
   optimizer = optax.chain(
       optax.clip_by_global_norm(settings.clip_norm),

@@ -162,6 +162,8 @@ def test_nothing_is_overwritten_or_written_elsewhere(exported, tmp_path, capsys)
   arguments = ['export', '--checkpoint', str(run), '--out']
   assert convert.main([*arguments, str(out)]) == 2
   assert '--force' in capsys.readouterr().err
+  assert convert.main([*arguments, str(out), '--force', '--format', 'stablehlo']) == 2
+  assert 'holds a plan_jax export, torch' in capsys.readouterr().err  # whose files would stay
   (tmp_path / 'text').symlink_to(out / 'text')
   assert convert.main([*arguments, str(tmp_path), '--force']) == 2
   assert 'link' in capsys.readouterr().err
