@@ -75,10 +75,12 @@ def _run(root: pathlib.Path, count: int, *, kill_at: float | None) -> None:
   killed = False
   while process.poll() is None:
     done = _done(out)
-    is_sorting = any(out.glob('*.array_record*'))
-    phase = 'records' if is_sorting else f'{_STEPS * done // count / _STEPS:.0%} of the pictures'
+    phase = f'{min(_STEPS * done // count, _STEPS) / _STEPS:.0%} of the pictures'
+    if any(out.glob('*.array_record*')):
+      phase = 'records'
     workers = [_resident(child) for child in _children(process.pid)]
-    seen[phase].append((_resident(process.pid), max(workers, default=0)))
+    if command_holds := _resident(process.pid):  # 0: it ended since `poll`, and tells nothing
+      seen[phase].append((command_holds, max(workers, default=0)))
     if kill_at is not None and not killed and done >= kill_at * count:
       killed = True
       process.send_signal(signal.SIGKILL)

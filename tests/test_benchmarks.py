@@ -102,7 +102,8 @@ def test_prepare_memory(script, tmp_path, capsys):
   printed = capsys.readouterr().out
   assert 'from 0 to 16 pictures' in printed
   rows = [line.split() for line in printed.splitlines()[3:]]
-  assert all(20 < int(row[-2]) < 1000 for row in rows)  # MiB of a process that has imported numpy
+  # MiB of a process that has imported numpy; it may be seen before and after that.
+  assert 20 < max(int(row[-2]) for row in rows) < 1000 and all(int(row[-2]) > 0 for row in rows)
   assert (tmp_path / 'out/dataset.json').is_file()
 
 
