@@ -13,6 +13,7 @@ import tiny
 from plan_jax import inference
 from plan_jax.convert import __main__ as convert
 from plan_jax.data import prepare
+from plan_jax.data import records
 from plan_jax.data import tokenize
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
@@ -27,7 +28,9 @@ def home(tmp_path_factory):
                        '--out', str(run / 'records')]) == 0
   tiny.save_checkpoint(
       run, vocabulary=tokenize.read_vocabulary(run / 'records' / 'vocab.txt'),
-      settings=tiny.config(data={'max_pieces': 32, 'max_words': 24}), draw=tiny.random_weights)
+      settings=tiny.config(
+          data={'records': str(run / 'records'), 'max_pieces': 32, 'max_words': 24}),
+      draw=tiny.random_weights, content_hash=records.read_card(run / 'records')['content_hash'])
   return path
 
 
@@ -62,6 +65,10 @@ def test_probe_in_pytorch(example, home, capsys):
   shutil.rmtree(home / 'exported', ignore_errors=True)
   assert convert.main(['export', '--checkpoint', str(home / 'runs/demo'), '--out',
                        str(home / 'exported')]) == 0
+  card, data = (home / 'exported/README.md').read_text(), records.read_card(home / 'runs/demo/records')
+  splits, counts = data['splits'], data['class_counts']['pleural effusion']
+  assert f'| records of train, val, test | {", ".join(map(str, splits.values()))} |' in card
+  assert f'| pleural effusion | {" | ".join(map(str, counts.values()))} |' in card
   try:
     found = example('probe_torch.py')
   finally:

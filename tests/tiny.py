@@ -67,10 +67,11 @@ def random_state(model, optimizer, *, settings: config_lib.Config) -> step_lib.T
 
 def save_checkpoint(
     directory: pathlib.Path, *, vocabulary: Sequence[str], settings: config_lib.Config,
-    draw: Callable[[Any], Any] = lambda variables: variables) -> None:
+    draw: Callable[[Any], Any] = lambda variables: variables, content_hash: str = '0' * 64) -> None:
   """One checkpoint of random weights in a run's directory.
 
-  `draw` turns params and batch_stats into others of the same shapes.
+  `draw` turns params and batch_stats into others of the same shapes; `content_hash` is that
+  of the records.
   """
   model = step_lib.build_model(settings, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(settings.optim, total_steps=10)
@@ -78,7 +79,7 @@ def save_checkpoint(
   state = state.replace(**draw({'params': state.params, 'batch_stats': state.batch_stats}))
   store = checkpoint.Checkpoints(directory / 'checkpoints', stage_ends=[10], keep_newest=2)
   store.save(state, about=checkpoint.describe(
-      settings, vocabulary=vocabulary, stage='discover', content_hash='0' * 64, examples_seen=0,
+      settings, vocabulary=vocabulary, stage='discover', content_hash=content_hash, examples_seen=0,
       metrics={}))
   store.close()
 

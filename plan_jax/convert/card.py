@@ -65,13 +65,15 @@ heat = ground(images, texts)['map_regions']
 
 
 def model_card(
-    config: config_lib.Config, *, about: Mapping[str, Any], dtype: str, form: str,
+    config: config_lib.Config, *, about: Mapping[str, Any], data: Mapping[str, Any] | None,
+    dtype: str, form: str,
 ) -> str:
   """README.md of an export (Markdown with the hub's header).
 
   Args:
     config: of the run.
     about: what the checkpoint says of itself.
+    data: `dataset.json` of its records, where they are still there.
     dtype: of the weights as written.
     form: 'torch', 'stablehlo' or 'onnx'.
   """
@@ -79,7 +81,7 @@ def model_card(
   lines = '\n'.join(f'| {name} | {value:.4f} |' for name, value in sorted(metrics.items()))
   figures = (f'| validation, at this step | value |\n|---|---|\n{lines}' if metrics else
              'This checkpoint was saved without validation: evaluate it before use.')
-  model, data = config.model, config.data
+  model = config.model
   return f'''---
 library_name: {_LIBRARIES[form]}
 tags: [medical, vision-language, radiology]
@@ -101,9 +103,11 @@ clinical decisions**, triage, or any use on patients without an evaluation and a
 
 ## Data
 
-Records with content hash `{about['data_content_hash']}` (their `dataset.json` is the data card).
-Images {data.image_size} x {data.image_size} grey; reports up to {data.max_pieces} word pieces and
-{data.max_words} words. Weights can hold traces of training data: treat them as the data's terms say.
+{_records(about, data)}
+
+The model sees {config.data.image_size} x {config.data.image_size} grey pixels, and of a report up to
+{config.data.max_pieces} word pieces and {config.data.max_words} words. Weights can hold traces of training
+data: treat them as the data's terms say.
 
 ## Figures
 
@@ -124,6 +128,34 @@ not where the disease is.
 
 Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.
 '''
+
+
+def _records(about: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:
+  """What is known of the records: counts, and no text of a report."""
+  content_hash = about['data_content_hash']
+  if not content_hash:
+    return 'None: this checkpoint was imported. See the cards of its towers.'
+  if data is None or 'stored' not in data['images']:  # nor in cards of the first format
+    return f'Records with content hash `{content_hash}` (their `dataset.json` is the data card).'
+  rows, splits, stored = data['rows'], data['splits'], data['images']['stored']
+  lines = [
+      f'{rows["records"]} records of kind `{data["kind"]}`, content hash `{content_hash}`. From their '
+      f'data card (`dataset.json`); images as stored, numbers are the smallest, median and largest:', '',
+      '| what | |', '|-|-|',
+      f'| rows read, rejected | {rows["in"]}, {sum(rows["rejected"].values())} |',
+      f'| records of train, val, test | {", ".join(str(splits[name]) for name in splits)} |',
+      *(f'| {side} of images, pixels | {_spread(stored[side])} |' for side in ('width', 'height')),
+      f'| words of a report (median, largest) | {data["text"]["words"]["median"]:g}, '
+      f'{data["text"]["words"]["max"]} |']
+  if data['class_counts']:
+    lines += ['', f'| class | {" | ".join(splits)} |', '|-' * (1 + len(splits)) + '|', *(
+        f'| {name.replace("|", "/")} | {" | ".join(str(counts[split]) for split in splits)} |'
+        for name, counts in data['class_counts'].items())]
+  return '\n'.join(lines)
+
+
+def _spread(values: Mapping[str, float]) -> str:
+  return f'{values["min"]}, {values["median"]:g}, {values["max"]}'
 
 
 def _use_torch(config: config_lib.Config) -> str:

@@ -25,9 +25,11 @@ from plan_jax.convert import tables
 from plan_jax.convert import to_onnx
 from plan_jax.convert import to_stablehlo
 from plan_jax.convert import to_torch
+from plan_jax.data import records
 from plan_jax.data import tokenize
 
 FORMAT = 2
+WHAT = 'plan_jax export, '  # and for whom, in plan.json
 
 
 class Format(enum.StrEnum):
@@ -53,7 +55,8 @@ def export(
     out: new, or empty, or an earlier export with `force`.
     form: which files.
     dtype: of the weights; anything but fp32 rounds them.
-    force: files of the same names are written again; no other file is touched.
+    force: files of an earlier export of the same format are written again; no other file is
+      touched.
 
   Returns:
     Of programs (StableHLO, ONNX) their largest difference from the checkpoint, weights
@@ -70,20 +73,12 @@ def export(
           'smaller with the tools of onnxruntime (onnxruntime.quantization)')
     to_onnx.require_packages()
   out = pathlib.Path(out)
-  if out.exists() and not out.is_dir():
-    raise ExportError(f'--out={out}: is a file; give a directory')
-  if out.is_dir() and any(out.iterdir()) and not force:
-    raise ExportError(f'--out={out}: is not empty; choose another, or add --force')
-  what = f'plan_jax export, {form}'
-  if (out / 'plan.json').is_file() and (there := files.read_json(out / 'plan.json').get('what')) != what:
-    raise ExportError(  # its other files would stay, and belong to another checkpoint
-        f'--out={out}: holds a {there}; choose another, or remove it')
+  _require_room(out, form, force=force)
   restored = checkpoint.load_model(path)
   # Programs compute in fp32, whatever the training did.
   config = dataclasses.replace(restored.config, train=dataclasses.replace(
       restored.config.train, precision=config_lib.Precision.FLOAT32))
   ours = flatten(jax.device_get(restored.variables))
-  _require_inside(out)
   errors.require_writable(out, option='--out')
   for name in ('text', 'image') if form is Format.TORCH else ('text',):
     (out / name).mkdir(exist_ok=True)
@@ -114,15 +109,45 @@ def flatten(variables: Mapping[str, Any]) -> tables.Tensors:
 def _write_common(out: pathlib.Path, restored: checkpoint.Restored, settings, *, form, dtype) -> None:
   """What every format has: how inputs are made, settings, the card."""
   vocabulary, about = restored.vocabulary, restored.about
+  files.write_json(out / 'plan.json', {  # first: what comes next is known as ours
+      'format': FORMAT, 'what': f'{WHAT}{form}', 'settings': settings,
+      'about': {key: value for key, value in about.items() if key != 'vocabulary'}})
   files.write_text(out / 'text' / 'vocab.txt', ''.join(f'{token}\n' for token in vocabulary))
   files.write_text(out / 'text' / 'tokenizer.json', tokenize.to_json(
       vocabulary, max_pieces=restored.config.data.max_pieces))
-  files.write_json(out / 'plan.json', {
-      'format': FORMAT, 'what': f'plan_jax export, {form}', 'settings': settings,
-      'about': {key: value for key, value in about.items() if key != 'vocabulary'}})
   files.write_text(out / 'README.md', card.model_card(
-      restored.config, about=about, dtype=str(dtype), form=str(form)))
+      restored.config, about=about, data=_data_card(restored), dtype=str(dtype), form=str(form)))
   shutil.copyfile(pathlib.Path(__file__).with_name('plan_inputs.py'), out / 'plan_inputs.py')
+
+
+def _data_card(restored: checkpoint.Restored) -> Mapping[str, Any] | None:
+  """Of the records that the run read, where they are still what they were."""
+  try:
+    found = records.read_card(restored.config.data.records)
+  except errors.UserError:
+    return None
+  return found if found['content_hash'] == restored.about['data_content_hash'] else None
+
+
+def _require_room(out: pathlib.Path, form: Format, *, force: bool) -> None:
+  """Nothing that is there may be lost, but for an earlier export of this format with `force`."""
+  if out.exists() and not out.is_dir():
+    raise ExportError(f'--out={out}: is a file; give a directory')
+  if not out.is_dir() or not any(out.iterdir()):
+    return
+  if not force:
+    raise ExportError(f'--out={out}: is not empty; choose another, or add --force')
+  _require_inside(out)
+  try:
+    what = str(files.read_json(out / 'plan.json').get('what'))
+  except files.FileError:
+    what = ''
+  if not what.startswith(WHAT):
+    raise ExportError(f'--out={out}: --force writes over an earlier export, and this directory holds '
+                      'something else; choose another')
+  if what != f'{WHAT}{form}':
+    raise ExportError(  # its other files would stay, and belong to another checkpoint
+        f'--out={out}: holds a {what}; choose another, or remove it')
 
 
 def _require_inside(out: pathlib.Path) -> None:

@@ -27,10 +27,24 @@ class Dtype(enum.StrEnum):
 
 
 def write(path: pathlib.Path, tensors: tables.Tensors, *, dtype: Dtype) -> None:
-  """Writes one safetensors file, marked as PyTorch's; integers stay what they are."""
-  safetensors_numpy.save_file(
-      {name: np.asarray(x, x.dtype if x.dtype == np.int64 else jnp.dtype(str(dtype)), order='C')
-       for name, x in tensors.items()}, path, metadata={'format': 'pt'})
+  """Writes one safetensors file, marked as PyTorch's; integers stay what they are.
+
+  Raises:
+    FileError: a value is too large for `dtype`.
+  """
+  written = {}
+  for name, x in tensors.items():
+    with np.errstate(over='ignore'):
+      kind = x.dtype if x.dtype == np.int64 else jnp.dtype(str(dtype))
+      written[name] = np.asarray(x, kind, order='C')
+    if dtype is Dtype.FLOAT16 and not np.array_equal(np.isfinite(x), np.isfinite(written[name])):
+      raise FileError(f'--dtype={dtype}: {name} has values of {np.nanmax(np.abs(x)):.3g}, too large '
+                      'for it; choose bfloat16 or float32')
+  path.unlink(missing_ok=True)
+  path.touch()
+  mode = path.stat().st_mode  # as other files have it; safetensors lets the owner alone read
+  safetensors_numpy.save_file(written, path, metadata={'format': 'pt'})
+  path.chmod(mode)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -44,8 +44,10 @@ def write(
   parts = tensors(config, ours)
   for part, name in PARTS.items():
     files.write(out / name, parts[part], dtype=dtype)
+  named_otherwise = out / 'image' / 'torchvision.safetensors'
+  named_otherwise.unlink(missing_ok=True)  # of an earlier export, whose tower may have been another
   if config.model.image in resnet.VARIANTS:
-    files.write(out / 'image' / 'torchvision.safetensors',
+    files.write(named_otherwise,
                 image_tensors(config.model.image, layouts.Layout.TORCHVISION, ours), dtype=dtype)
   for name, content in {
       'text/config.json': _text_config(config, len(vocabulary), dtype),
