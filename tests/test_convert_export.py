@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -140,6 +141,12 @@ def test_transformers_loads_the_towers(exported):
   found = image_model.eval()(read)
   backbone = found.last_hidden_state[:, 0] if is_vit else found.pooler_output[:, :, 0, 0]
   assert _error(backbone, jax_model.encode_images([square], count=1).backbone) < TOLERANCE
+  if is_vit:  # the pair, to train on: with poolers and projections of its own
+    pair = transformers.VisionTextDualEncoderModel.from_vision_text_pretrained(
+        out / 'image', out / 'text').eval()
+    assert torch.equal(pair.vision_model(read)[0], found[0])
+    assert torch.equal(pair.text_model(
+        torch.from_numpy(pieces).long(), attention_mask=torch.from_numpy(pieces != 0))[0], hidden)
 
 
 def test_round_trip_is_bitwise(exported, tmp_path):
@@ -167,15 +174,52 @@ def test_nothing_is_overwritten_or_written_elsewhere(exported, tmp_path, capsys)
   (tmp_path / 'text').symlink_to(out / 'text')
   assert convert.main([*arguments, str(tmp_path), '--force']) == 2
   assert 'link' in capsys.readouterr().err
+  (tmp_path / 'text').unlink()
+  (tmp_path / 'README.md').write_text('mine')
+  for other in ('', '{}', '{"what": "something else"}'):
+    (tmp_path / 'plan.json').write_text(other)
+    assert convert.main([*arguments, str(tmp_path), '--force']) == 2
+    assert 'holds something else' in capsys.readouterr().err
+  assert (tmp_path / 'README.md').read_text() == 'mine' and len(list(tmp_path.iterdir())) == 2
   assert before == {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
 
 
-def test_dtype(exported, tmp_path):
+def test_import_knows_which_export_it_reads(exported, tmp_path, capsys):
   _, out = exported
-  assert convert.main(['export', '--checkpoint', str(out.parent / 'run'), '--out', str(tmp_path),
-                       '--dtype', 'bfloat16']) == 0
+  shutil.copytree(out, tmp_path / 'out')
+  path, arguments = tmp_path / 'out' / 'plan.json', ['import', '--out', str(tmp_path / 'back')]
+  for part in ('text', 'image'):
+    arguments += [f'--{part}', str(tmp_path / 'out' / part)]
+  content = json.loads(path.read_text())
+  for change, said in (
+      ({'format': 1}, f'{path}: format is 1, this plan_jax reads {export_lib.FORMAT}; export'),
+      ({'format': None}, 'format is None'),
+      ({'what': 'plan_jax export, onnx'}, "what is 'plan_jax export, onnx', without towers"),
+      ({'about': {}}, 'damaged')):
+    path.write_text(json.dumps(content | change))
+    assert convert.main(arguments) == 2
+    assert said in capsys.readouterr().err
+  assert not (tmp_path / 'back').exists()
+
+
+def test_dtype_and_force(exported, tmp_path):
+  _, out = exported
+  command = ['export', '--checkpoint', str(out.parent / 'run'), '--out', str(tmp_path)]
+  assert convert.main([*command, '--dtype', 'bfloat16']) == 0
   whole, half = files.read(out / 'text'), files.read(tmp_path / 'text')
   assert (tmp_path / 'text/model.safetensors').stat().st_size < 0.6 * (
       out / 'text/model.safetensors').stat().st_size
   for name, x in whole.items():
     np.testing.assert_allclose(half[name], x, rtol=2**-8, err_msg=name)
+  with pytest.raises(files.FileError, match='--dtype=float16: x has values of 1e.05, too large'):
+    files.write(tmp_path / 'x', {'x': np.array([1e5, 1], np.float32)}, dtype=files.Dtype.FLOAT16)
+
+  # Of another tower, whose weights would stay beside those of a ViT:
+  (tmp_path / 'image' / 'torchvision.safetensors').write_bytes(b'old')
+  assert convert.main([*command, '--force']) == 0
+  again, first = ({path.relative_to(root): path for path in root.rglob('*') if path.is_file()}
+                  for root in (tmp_path, out))
+  assert again.keys() == first.keys()
+  for name, path in first.items():
+    assert again[name].read_bytes() == path.read_bytes(), name
+    assert again[name].stat().st_mode == (out / 'README.md').stat().st_mode  # others may read it

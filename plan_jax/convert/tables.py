@@ -131,7 +131,7 @@ def read(
       continue
     used.add(row.theirs)
     tensor, shape = theirs[row.theirs], tuple(shapes[row.ours])
-    if row.part is not None:
+    if row.part is not None and tensor.ndim and len(tensor) % 3 == 0:
       third = len(tensor) // 3
       tensor = tensor[row.part * third:(row.part + 1) * third]
     if row.block is not None:
