@@ -1,6 +1,7 @@
 """Imports: towers of transformers computed by JAX, and what is said of weights that do not fit."""
 
 import importlib.util
+import json
 import pathlib
 import pickle
 import shutil
@@ -120,7 +121,7 @@ def test_import_says_which_of_its_options_helps(bert_dir, image_dir, tmp_path, c
     assert convert.main([*command, '--set', 'init.unfit=fresh']) == 0, capsys.readouterr().err
 
 
-def test_import_names_what_is_missing_of_an_image_tower(bert_dir, image_dir, tmp_path, capsys):
+def test_import_names_what_does_not_fit_of_an_image_tower(bert_dir, image_dir, tmp_path, capsys):
   tensors = files.read(image_dir)
   name = sorted(name for name in tensors if name.endswith('weight') and '.0.' in name)[0]
   del tensors[name]
@@ -133,6 +134,22 @@ def test_import_names_what_is_missing_of_an_image_tower(bert_dir, image_dir, tmp
   assert '--set model.image=NAME says what does not fit' in capsys.readouterr().err
   assert convert.main([*command, '--set', f'model.image={variant}']) == 2
   assert f'missing: {name}.' in capsys.readouterr().err
+  config = tmp_path / 'image' / 'config.json'  # which says what no tensor shows
+  key, value = (('num_attention_heads', 4) if variant == 'vit_ti16' else ('downsample_in_bottleneck', True))
+  config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+  assert convert.main([*command, '--set', f'model.image={variant}']) == 2
+  assert f'{config}: {key} is {value}, the model has' in capsys.readouterr().err
+
+
+def test_what_no_tensor_shows_is_refused_by_config_json(bert_dir, vocabulary, state, tmp_path):
+  shutil.copytree(bert_dir, tmp_path / 'bert')
+  config = tmp_path / 'bert' / 'config.json'
+  content = json.loads(config.read_text())
+  for key, value in (('model_type', 'roberta'), ('num_attention_heads', 4), ('layer_norm_eps', 1e-5),
+                     ('hidden_act', 'gelu_new'), ('position_embedding_type', 'relative_key')):
+    config.write_text(json.dumps(content | {key: value}))
+    with pytest.raises(load.LoadError, match=f'config.json: {key} is {value}, the model has'):
+      load.start(lambda: state, settings=_settings(text=str(tmp_path / 'bert')), vocabulary=vocabulary)
 
 
 def test_import_refuses_settings_that_it_would_not_follow(bert_dir, tmp_path, capsys):
@@ -257,7 +274,8 @@ def test_a_tower_is_known_by_its_size(bert_dir, vocabulary, state):
         (resnet([3, 4, 6, 3], 'bottleneck', wide), variants.RESNET50),
         (resnet([3, 4, 23, 3], 'bottleneck', wide), None),
         (transformers.ViTModel(transformers.ViTConfig()), variants.VIT_B16),
-        (transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=13)), None)):
+        (transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=13)), None),
+        (transformers.ViTModel(transformers.ViTConfig(patch_size=32)), None)):
       tensors = load.named(model.state_dict())
       assert load.image_variant(tensors, load.layout_of(tensors, '')) is expected
   settings = tiny.config(model={'text': 'bert_mini'}, init={'text': str(bert_dir)})

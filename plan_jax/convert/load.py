@@ -125,7 +125,8 @@ def text(
   tensors = _read('text', path)
   _require_size('text', path, model.text, text_variant(tensors), unfit)
   shape = bert.VARIANTS[model.text]
-  _require_config(path, 'bert', num_attention_heads=shape.heads, layer_norm_eps=1e-12,
+  # Of other types with the same names RoBERTa counts positions otherwise.
+  _require_config(path, 'bert', model_type='bert', num_attention_heads=shape.heads, layer_norm_eps=1e-12,
                   hidden_act='gelu', position_embedding_type='absolute')
   directory = directory_of(path)
   if any((directory / name).is_file() for name in ('vocab.txt', 'tokenizer.json')):
@@ -287,6 +288,8 @@ def _has_size(variant, layout, tensors) -> bool:
     return False
   first, last = layouts.stem(rows), rows[-1]
   shape = vit.VARIANTS.get(variant)
+  if shape and tensors[first].shape[-1:] != (shape.patch,):
+    return False
   width = shape.width if shape else resnet.VARIANTS[variant].stem
   end = shape.width if shape else resnet.VARIANTS[variant].widths[-1]
   return tensors[first].shape[:1] == (width,) and tensors[last.theirs].shape[:1] == (end,)
