@@ -262,6 +262,50 @@ def test_what_does_not_fit_is_named(bert_dir, vocabulary, state, tmp_path):
   assert not np.array_equal(mlp['dense_1']['kernel'], fresh['dense_1']['kernel'])
 
 
+def test_towers_in_one_file_as_gloria_and_mgca_save_them(
+    bert_dir, image_dir, vocabulary, tmp_path, capsys):
+  whole = {'img_encoder.global_embedder.weight': np.zeros((4, 4), np.float32),
+           'text_encoder.model.pooler.dense.weight': np.zeros((4, 4), np.float32)}
+  for directory, name in ((bert_dir, 'text'), (image_dir, 'img')):
+    whole |= {f'{name}_encoder.model.{key}': x for key, x in files.read(directory).items()}
+  path = tmp_path / 'last.ckpt'
+
+  def save(tensors):
+    torch.save({'epoch': 1, 'state_dict': {
+        f'gloria.{name}': torch.from_numpy(x) for name, x in tensors.items()}}, path)
+
+  def found(settings, shapes):
+    return load.arrays(settings, shapes=shapes, vocabulary=vocabulary)
+
+  variant = 'vit_ti16' if image_dir.name.startswith('vit') else 'resnet_tiny'
+  together, apart = (tiny.config(
+      data={'max_pieces': 12}, model={'image': variant},
+      init={'text': str(text), 'image': str(image), 'normalisation': 'half'})
+                     for text, image in ((path, path), (bert_dir, image_dir)))
+  model = step_lib.build_model(together, vocab_size=len(vocabulary))
+  shapes = load.shapes_of(jax.eval_shape(lambda: model.init(
+      jax.random.PRNGKey(0), step_lib.empty_batch(together.data, size=1), train=False)))
+  save(whole)
+  ours, expected = found(together, shapes), found(apart, shapes)
+  assert ours.keys() == expected.keys()
+  jax.tree.map(np.testing.assert_array_equal, ours, expected)
+  said = capsys.readouterr().out
+  assert f'{path}: the text tower is gloria.text_encoder.model.*; ' in said
+  assert f'{path}: the image tower is gloria.img_encoder.model.*; ' in said
+
+  torch.save({f'layer1.{i}.conv1.weight': torch.zeros(1) for i in range(2)}, tmp_path / 'no_stem.pt')
+  with pytest.raises(load.LoadError, match='is no ViT or ResNet of transformers'):
+    load.layout_of(load.read('image', str(tmp_path / 'no_stem.pt')), 'no_stem.pt')
+  del whole['text_encoder.model.encoder.layer.0.output.dense.bias']
+  save(whole)
+  with pytest.raises(load.LoadError, match='missing: encoder.layer.0.output.dense.bias.'):
+    found(together, shapes)
+  save(whole | {f'teacher.{name}': x for name, x in whole.items()})
+  with pytest.raises(load.LoadError, match='holds several text towers, gloria.teacher.text_encoder.model, '
+                     'gloria.text_encoder.model; save'):
+    found(together, shapes)
+
+
 def test_a_tower_is_known_by_its_size(bert_dir, vocabulary, state):
   def resnet(depths, kind='basic', widths=(64, 128, 256, 512)):
     return transformers.ResNetModel(transformers.ResNetConfig(

@@ -26,6 +26,16 @@ _NOT_THE_TOWER = re.compile(
     r'(pooler|cls|classifier|fc|heads?|lm_head|qa_outputs|pre_logits|projection)\.'
     r'|.*(num_batches_tracked|position_ids|mask_token)$')
 _PREFIX = re.compile(r'^(module\.|model\.)*(bert\.|vit\.|deit\.|resnet\.)?')
+# By a name that it alone has a tower is known, and whose names an image tower's tensors have.
+_TEXT_MARKS = ('embeddings.word_embeddings.weight',)
+_IMAGE_MARKS = {
+    'embeddings.cls_token': layouts.Layout.HUB,
+    'embedder.embedder.convolution.weight': layouts.Layout.HUB,
+    'conv1.weight': layouts.Layout.TORCHVISION,
+    'class_token': layouts.Layout.TORCHVISION,
+    'cls_token': layouts.Layout.TIMM,
+}
+_RESIDUAL = re.compile(r'(^|\.)layer\d\.\d+$')
 _BLOCK = re.compile(r'\.\d+\.')
 _ALIASES = (  # other versions' names of the same
     (r'LayerNorm\.gamma$', 'LayerNorm.weight'),
@@ -122,7 +132,7 @@ def text(
   Raises:
     UserError: unreadable, another vocabulary, or a BERT that computes otherwise.
   """
-  tensors = _read('text', path)
+  tensors = read('text', path)
   _require_size('text', path, model.text, text_variant(tensors), unfit)
   shape = bert.VARIANTS[model.text]
   # Of other types with the same names RoBERTa counts positions otherwise.
@@ -154,7 +164,7 @@ def image(
   Raises:
     UserError: unreadable, of no known layout, or a tower that computes otherwise.
   """
-  tensors = _read('image', path)
+  tensors = read('image', path)
   layout = layout_of(tensors, path)
   _require_size('image', path, model.image, image_variant(tensors, layout), unfit)
   if model.image in vit.VARIANTS:
@@ -253,11 +263,7 @@ def layout_of(tensors: tables.Tensors, path: str) -> layouts.Layout:
   Raises:
     LoadError: none is known; the message shows some of the names.
   """
-  for name, layout in (
-      ('embeddings.cls_token', layouts.Layout.HUB),
-      ('embedder.embedder.convolution.weight', layouts.Layout.HUB),
-      ('conv1.weight', layouts.Layout.TORCHVISION), ('class_token', layouts.Layout.TORCHVISION),
-      ('cls_token', layouts.Layout.TIMM)):
+  for name, layout in _IMAGE_MARKS.items():
     if name in tensors:
       return layout
   raise LoadError(
@@ -307,9 +313,34 @@ def require_here(tower: str, path: str) -> None:
         'on the Hugging Face hub comes by: hf download NAME --local-dir DIR')
 
 
-def _read(tower: str, path: str) -> tables.Tensors:
+def read(tower: str, path: str, *, quiet: bool = False) -> tables.Tensors:
+  """The (`named`) tensors of a tower, 'text' or 'image'.
+
+  Where all its names begin alike (`gloria.img_encoder.model.`), the file is of a model that
+  the tower is a part of, and what has other names is left out; says so unless `quiet`.
+
+  Raises:
+    UserError: nothing there that can be read, or several such towers.
+  """
   require_here(tower, path)
-  return named(files.read(path))
+  tensors = named(files.read(path))
+  marks = tuple(f'.{mark}' for mark in (_TEXT_MARKS if tower == 'text' else _IMAGE_MARKS))
+  starts = {f'.{name}'.removesuffix(mark)[1:] for name in tensors for mark in marks
+            if f'.{name}'.endswith(mark)}
+  # The outermost; a block of a ResNet has a conv1 of its own.
+  starts = sorted(x for x in starts if not _RESIDUAL.search(x) and not any(
+      x != other and (not other or x.startswith(f'{other}.')) for other in starts))
+  if len(starts) > 1:
+    raise LoadError(f'config.init.{tower} = {path}: holds several {tower} towers, '
+                    f'{", ".join(starts)}; save the tensors of one to a file of their own')
+  if starts in ([], ['']):
+    return tensors
+  start = f'{starts[0]}.'
+  inside = {name.removeprefix(start): x for name, x in tensors.items() if name.startswith(start)}
+  if not quiet:
+    print(f'{path}: the {tower} tower is {start}*; {len(tensors) - len(inside)} other tensors are '
+          'left out', flush=True)
+  return named(inside)
 
 
 def directory_of(path: str) -> pathlib.Path:

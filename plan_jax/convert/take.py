@@ -113,13 +113,13 @@ def _export_of(text: str, image: str) -> dict[str, Any] | None:
 
 def _settings(text: str, image: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
   """Settings of the model that has these tensors: `chosen` towers, else by their sizes."""
-  tensors = load.named(files.read(text))
+  tensors = _as_said_here(load.read, 'text', text, quiet=True)
   text_tower = chosen.get('text') or load.text_variant(tensors)
   if text_tower is None:
     raise load.LoadError(_unknown('text', text, 'BERT', config_lib.TextVariant))
   positions = tensors.get(layouts.TEXT_POSITIONS)
   pieces = min(len(positions), 512) if positions is not None and positions.ndim else 512
-  tensors = load.named(files.read(image))
+  tensors = _as_said_here(load.read, 'image', image, quiet=True)
   layout = _as_said_here(load.layout_of, tensors, image)
   image_tower = chosen.get('image') or load.image_variant(tensors, layout)
   if image_tower is None:
