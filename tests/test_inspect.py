@@ -293,3 +293,22 @@ def test_what_lies_in_another_directory_too(sound, tmp_path, capsys):
   assert 'No problem found.' in capsys.readouterr().out
   assert inspect.main([str(sound), '--against', str(sound)]) == 2
   assert 'that is the directory itself' in capsys.readouterr().err
+
+
+def test_directories_of_one_name_are_told_apart(sound, tmp_path, capsys):
+  mine, near, far = (tmp_path / place for place in ('x/a/records', 'x/b/records', 'y/a/records'))
+  mine.parent.mkdir(parents=True)
+  _copy(sound, mine)
+  _elsewhere(near, r0={'id': 'idmark3'})
+  _elsewhere(far, r0={'id': 'idmark3'}, r1={'id': 'idmark5'})
+  page = tmp_path / 'page.html'
+  assert inspect.main([str(mine), '--against', str(near), '--against', str(far), '--against',
+                       str(near.parent / '../b/records'), '--out', str(page)]) == 1
+  printed, html = capsys.readouterr().out, page.read_text()
+  for shown in (printed, html):  # the one that is given twice is compared once
+    for line in ('1 records with the same id as in b/records',
+                 '2 records with the same id as in y/a/records'):
+      assert shown.count(line) == 1
+    assert 'Also in b/records' in shown and 'Also in y/a/records' in shown
+  assert html.count('Records: x/a/records') == 2  # title and heading
+  assert 'problems: 2' in printed and str(tmp_path) not in html

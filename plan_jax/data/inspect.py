@@ -75,18 +75,20 @@ def _run(options: argparse.Namespace) -> Sequence[check.Problem]:
     raise errors.UserError('--include-text needs --out: it is about the page')
   print(f'Inspecting {options.directory}', flush=True)
   contents = check.check(options.directory, samples=_SAMPLES if options.out else 0)
-  overlaps = {path: overlap.compare(options.directory, path) for path in options.against}
+  against = list({path.resolve(): path for path in options.against}.values())  # each once
+  name, *names = _names([options.directory, *against])
+  overlaps = {other: overlap.compare(options.directory, path)
+              for other, path in zip(names, against)}
   contents = dataclasses.replace(contents, problems=(
-      *contents.problems, *(problem for path, found in overlaps.items()
-                            for problem in _overlap_problems(found, name=path.resolve().name))))
+      *contents.problems, *(problem for other, found in overlaps.items()
+                            for problem in _overlap_problems(found, name=other))))
   tables = [*_tables(contents), *(
-      _overlap_table(found, contents.measures, name=path.resolve().name)
-      for path, found in overlaps.items())]
+      _overlap_table(found, contents.measures, name=other) for other, found in overlaps.items())]
   for table in tables:
     print(f'\n{table.caption}')
     _print_table(table)
-  for path, found in overlaps.items():
-    _print_pairs(found, name=path.resolve().name)
+  for other, found in overlaps.items():
+    _print_pairs(found, name=other)
   print()
   for problem in contents.problems[:_SHOWN_PROBLEMS]:
     print(problem)
@@ -97,10 +99,24 @@ def _run(options: argparse.Namespace) -> Sequence[check.Problem]:
   print(f'problems: {count}' if count else 'No problem found.')
   if options.out is not None:
     page.write_data(
-        _page(contents, tables, name=options.directory.resolve().name), options.out,
-        include_text=options.include_text)
+        _page(contents, tables, name=name), options.out, include_text=options.include_text)
     print(f'Page in {options.out}')
   return contents.problems
+
+
+def _names(directories: Sequence[pathlib.Path]) -> list[str]:
+  """What each directory is called: as much of the end of its path as no other one has.
+
+  Not whole paths: a page that is shown around should not describe a machine.
+  """
+  parts = [path.resolve().parts[1:] for path in directories]  # without the root
+  names = []
+  for i, mine in enumerate(parts):
+    others = [other for k, other in enumerate(parts) if k != i and other != mine]
+    length = next((n for n in range(1, len(mine))
+                   if all(other[-n:] != mine[-n:] for other in others)), len(mine))
+    names.append('/'.join(mine[-length:]))
+  return names
 
 
 def _print_table(table: page.Table):
