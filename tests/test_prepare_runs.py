@@ -5,14 +5,18 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
+
 from plan_jax.data import images
 from plan_jax.data import parts as parts_lib
 from plan_jax.data import prepare
+from plan_jax.data import writer
 import small_pairs as pack
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -111,6 +115,49 @@ def test_a_second_run_in_the_same_directory_is_kept_out(tmp_path, capsys, monkey
   error = capsys.readouterr().err
   assert f'error: --out {out}: another run is writing there' in error and 'Traceback' not in error
   assert not (out / '.parts').exists() and pack.run(manifest, out) == 0
+
+
+def test_parts_that_another_run_removes(tmp_path, capsys, monkeypatch):
+  def twice(path, **options):  # a second run finds the card, and is faster
+    remove(path, ignore_errors=True)
+    remove(path, **options)
+
+  remove, out = shutil.rmtree, tmp_path / 'out'
+  monkeypatch.setattr(shutil, 'rmtree', twice)
+  assert pack.run(pack.pairs(tmp_path / 'in', 2), out) == 0
+  assert capsys.readouterr().err.count('error') == 0 and (out / 'sheet.jpg').is_file()
+
+
+def test_a_lock_that_comes_while_parts_are_removed(tmp_path, monkeypatch):
+  def late(path, **options):  # a second run opens it after the folder was listed
+    (out / '.parts/lock').touch()
+    remove(path, **options)
+
+  manifest, remove, out = pack.pairs(tmp_path / 'in', 2), os.rmdir, tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'rmdir', late)
+    assert pack.run(manifest, out) == 0
+  assert (out / '.parts/lock').exists()
+  assert pack.run(manifest, out) == 0 and not (out / '.parts').exists()
+
+
+@pytest.mark.parametrize('is_late', [False, True])
+def test_a_run_that_comes_to_the_lock_when_another_has_finished(
+    tmp_path, capsys, monkeypatch, is_late):
+  def overtaken(*arguments, **options):
+    found = look(*arguments, **options)
+    with monkeypatch.context() as patch:
+      patch.setattr(writer, '_open_directory', look)
+      assert pack.run(manifest, out) == 0
+    if is_late:
+      (out / '.parts').mkdir()
+    return found
+
+  manifest, look, out = pack.pairs(tmp_path / 'in', 2), writer._open_directory, tmp_path / 'out'
+  monkeypatch.setattr(writer, '_open_directory', overtaken)
+  assert pack.run(manifest, out) == 2
+  assert f'--out {out}: another run has just finished' in capsys.readouterr().err
+  assert not (out / '.parts').exists()
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, capsys, monkeypatch):

@@ -84,18 +84,21 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
     if finished is not None:
       print(f'{options.directory} holds exactly these records already', flush=True)
     else:
-      with _locked(options.directory):
-        parts_lib.make(parts, function=source.make, workers=options.workers)
-        finished = _finish(parts, source, options, {
-            'format_version': records.FORMAT_VERSION,
-            'name': records.DATASET_NAME,
-            'created_by': CREATED_BY,
-            'fingerprint': fingerprint,
-            **source.about,
-            'options': settings,
-        })
-      # After the lock: a network file system keeps what is open, and its folder with it.
-      shutil.rmtree(options.directory / _PARTS_NAME)
+      try:
+        with _locked(options.directory):
+          parts_lib.make(parts, function=source.make, workers=options.workers)
+          finished = _finish(parts, source, options, {
+              'format_version': records.FORMAT_VERSION,
+              'name': records.DATASET_NAME,
+              'created_by': CREATED_BY,
+              'fingerprint': fingerprint,
+              **source.about,
+              'options': settings,
+          })
+      finally:
+        # After the lock: a network file system keeps what is open, and its folder with it.
+        if (options.directory / records.CARD_NAME).exists():
+          _remove_parts(options.directory)
     rejected = sum(finished['rows']['rejected'].values())
     if options.strict and rejected:  # also where an earlier run without --strict finished
       _fail(_read_rejects(options.directory), options.directory, 'with --strict that is an error')
@@ -142,7 +145,7 @@ def _open_directory(
     if version != records.FORMAT_VERSION:
       fingerprint = _plan(source, options, version=version)[1]
     if card['fingerprint'] == fingerprint:
-      shutil.rmtree(directory / _PARTS_NAME, ignore_errors=True)
+      _remove_parts(directory)
       return card
     if version != records.FORMAT_VERSION:
       raise WriteError(
@@ -153,7 +156,9 @@ def _open_directory(
         f'--out {directory} holds finished records of other input or options; give another '
         'directory, or remove that one.')
   errors.require_local(directory, option='--out')
-  if directory.exists() and any(directory.iterdir()) and not (directory / _PARTS_NAME).exists():
+  # Listed once: another run may end, or begin, between two looks.
+  names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+  if names and names.isdisjoint({_PARTS_NAME, records.CARD_NAME}):
     raise WriteError(
         f'--out {directory} is not empty and holds no records; give a new or empty directory.')
   (directory / _PARTS_NAME).mkdir(parents=True, exist_ok=True)
@@ -168,7 +173,13 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
     WriteError: another run has it, or finished a moment ago.
   """
   path = directory / _PARTS_NAME / _LOCK_NAME
-  with open(path, 'wb') as file:
+  just_finished = WriteError(
+      f'--out {directory}: another run has just finished there; run the same command again.')
+  try:
+    file = open(path, 'wb')
+  except FileNotFoundError as error:  # its folder went with that run
+    raise just_finished from error
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -179,9 +190,13 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
       print(f'note: {directory} has no locks; start no second run there before this one ends',
             flush=True)
     if (directory / records.CARD_NAME).exists() or not path.exists():
-      raise WriteError(
-          f'--out {directory}: another run has just finished there; run the same command again.')
+      raise just_finished
     yield
+
+
+def _remove_parts(directory: pathlib.Path) -> None:
+  """Of finished records. A run that starts just now may do the same, or put its lock there."""
+  shutil.rmtree(directory / _PARTS_NAME, ignore_errors=True)
 
 
 def _finish(
