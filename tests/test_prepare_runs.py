@@ -169,14 +169,34 @@ def test_a_file_system_without_locks_is_named(tmp_path, capsys, monkeypatch):
   assert 'has no locks; start no second run' in capsys.readouterr().out
 
 
-def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch, number):
+  reason = os.strerror(number)
+
   def full(*_, **__):  # as ArrayRecord says it
-    raise RuntimeError('write() failed: No space left on device; writing x.tmp1')
+    raise RuntimeError(f'write() failed: {reason}; writing x.tmp1')
 
   monkeypatch.setattr(parts_lib, 'make', full)
   assert prepare.main(['phantom', '--pairs', '2', '--workers', '1', '--out', str(tmp_path / 'o')]) == 2
   message = capsys.readouterr().err
-  assert message.startswith('error: ') and 'no space left' in message and message.count('\n') == 1
+  assert message.startswith('error: ') and reason in message and message.count('\n') == 1
+
+
+def test_a_disk_that_fills_up_leaves_no_half_sheet(tmp_path, capsys, monkeypatch):
+  def half(path, data):
+    if not path.name.startswith('sheet'):
+      return write(path, data)
+    write(path, data[:len(data) // 2])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  write = pathlib.Path.write_bytes
+  manifest, out = pack.pairs(tmp_path / 'in', 2), tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'write_bytes', half)
+    assert pack.run(manifest, out) == 2
+  assert 'No space left' in capsys.readouterr().err and not list(out.glob('sheet*'))
+  assert pack.run(manifest, out) == 0
+  assert pack.pixels((out / 'sheet.jpg').read_bytes()).any()
 
 
 def test_out_must_be_a_directory_for_us(tmp_path, capsys):

@@ -31,6 +31,7 @@ NEAR_NAME = 'near_duplicates.jsonl'
 _PARTS_NAME = '.parts'
 _LOCK_NAME = 'lock'
 _SHOWN_REJECTS = 5
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, what the user may have of it, a file
 
 
 class WriteError(errors.UserError):
@@ -312,11 +313,12 @@ def _disk_errors(directory: pathlib.Path) -> Iterator[None]:
         f'cannot write to --out {directory}: {error.strerror or error}; check permissions and '
         'free space, or give another directory.') from error
   except RuntimeError as error:  # so ArrayRecord says it
-    if os.strerror(errno.ENOSPC) not in str(error):
+    reason = next((text for text in map(os.strerror, _FULL) if text in str(error)), None)
+    if reason is None:
       raise
     raise WriteError(
-        f'cannot write to --out {directory}: no space left on the disk; free some and run the '
-        'same command again, what is finished is kept.') from error
+        f'cannot write to --out {directory}: {reason}; make room and run the same command again, '
+        'what is finished is kept.') from error
 
 
 def _plain(reject: rows_lib.Reject) -> dict[str, Any]:
