@@ -40,7 +40,7 @@ def test_finished_records_are_left_alone(tmp_path, capsys):
   assert 'other input or options' in capsys.readouterr().err
 
 
-def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
+def test_stop_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
   source = tmp_path / 'in'
   rows, count_all = [], 20 * parts_lib.PART_ITEMS
   for i in range(count_all):
@@ -52,15 +52,16 @@ def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
   command = [sys.executable, '-m', 'plan_jax.data.prepare', 'manifest', '--manifest',
              str(manifest), '--out', str(out), '--vocab-size', '300', '--size', '64',
              '--workers', '2']
-  process = subprocess.Popen(
-      command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  deadline = time.monotonic() + 60
-  while not list(out.glob('.parts/*.part')):
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.002)
+  process = _started(command, out)
+  os.killpg(process.pid, signal.SIGTERM)  # workers as well, as a cluster does it
+  error = process.communicate()[1]
+  assert process.returncode == 130 and 'Interrupted. Run the same command' in error
+  assert 'Traceback' not in error and 'fewer workers' not in error
+  process = _started(command, out)
   workers = _children(process.pid)
   process.send_signal(signal.SIGKILL)
   process.wait()
+  process.stderr.close()
   assert not (out / 'dataset.json').exists()
   deadline = time.monotonic() + 20
   while any(os.path.exists(f'/proc/{pid}') for pid in workers):
@@ -81,19 +82,41 @@ def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
   assert pack.contents(out) == pack.contents(tmp_path / 'whole')
 
 
+def _started(command: list[str], out: pathlib.Path) -> subprocess.Popen:
+  """A run, when its first new part is there."""
+  before = len(list(out.glob('.parts/*.part')))
+  process = subprocess.Popen(
+      command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+      start_new_session=True)
+  deadline = time.monotonic() + 60
+  while len(list(out.glob('.parts/*.part'))) <= before:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.002)
+  return process
+
+
 def _children(parent: int) -> list[str]:
   path = pathlib.Path(f'/proc/{parent}/task/{parent}/children')
   return path.read_text().split() if path.exists() else []
 
 
-def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch, number):
   def interrupt(*_, **__):
-    raise KeyboardInterrupt
+    signal.raise_signal(number)
+
+  def not_taken(*_):
+    raise AssertionError(number)
 
   manifest = pack.pairs(tmp_path / 'in', 4)
-  with monkeypatch.context() as patch:
-    patch.setattr(images, 'make', interrupt)
-    assert pack.run(manifest, tmp_path / 'out') == 130
+  before = signal.signal(signal.SIGTERM, not_taken)
+  try:
+    with monkeypatch.context() as patch:
+      patch.setattr(images, 'make', interrupt)
+      assert pack.run(manifest, tmp_path / 'out') == 130
+    assert signal.getsignal(signal.SIGTERM) is not_taken
+  finally:
+    signal.signal(signal.SIGTERM, before)
   error = capsys.readouterr().err
   assert 'Interrupted. Run the same command again' in error and 'Traceback' not in error
   assert pack.run(manifest, tmp_path / 'out') == 0
