@@ -58,6 +58,7 @@ def test_help_says_what_must_be_there(name, capsys):
   assert stop.value.code == 0
   printed = capsys.readouterr().out
   assert corpora.CORPORA[name].layout in printed and '--dry-run' in printed
+  assert 'Exit status: 0 done; 1' in printed
 
 
 @pytest.mark.parametrize('content, message', [
@@ -67,6 +68,8 @@ def test_help_says_what_must_be_there(name, capsys):
     (gzip.compress(b'dicom_id,split\n"a,train\n', mtime=0), 'not CSV'),
     (gzip.compress(b'dicom_id,split\n\xff,train\n', mtime=0), 'not UTF-8'),
     (gzip.compress(b'', mtime=0), 'lacks the column dicom_id, split'),
+    (gzip.compress(b'dicom_id,split, split\na,train,test\n', mtime=0),
+     'has the column split more than once'),
 ])
 def test_damaged_tables_are_one_line(tmp_path, capsys, content, message):
   root = tmp_path / 'in'

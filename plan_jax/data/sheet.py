@@ -80,7 +80,8 @@ def write(
   tiles += [blank] * (-len(tiles) % columns)
   rows = [np.hstack(tiles[k:k + columns]) for k in range(0, len(tiles), columns)]
   page = np.vstack(rows) if rows else blank
-  encoded = cv2.imencode(path.suffix, page, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
+  options = [] if path.suffix.lower() == '.png' else [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+  encoded = cv2.imencode(path.suffix, page, options)[1]
   # A sheet that is there is not drawn again: there must be no half of one.
   temporary = path.with_name(f'{path.name}.tmp')
   try:
