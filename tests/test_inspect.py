@@ -92,8 +92,30 @@ def test_sound_records_pass(sound, capsys):
            if line.startswith('  ')}
   assert table['records'] == ['16', '0', '4'] and table['masks'] == ['6', '0', '1']
   assert table['without text'] == ['6.2%', '–', '0.0%']
+  assert table['with a mark for any class'] == ['50.0%', '–', '50.0%']
+  assert 'marked uncertain' not in printed
   assert '20/20' in progress and '00:00<' in progress  # with the time left
   assert 'Secret' not in printed and 'patientmark' not in printed and 'idmark' not in printed
+
+
+def test_marks_are_counted(tmp_path, capsys):
+  faults = {2: {'uncertain': ('mass',), 'is_annotated': True}, 6: {'negatives': ('mass',)}}
+  directory = _write(tmp_path / 'out', faults)
+  assert inspect.main([str(directory)]) == 0
+  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert ['with', 'a', 'mark', 'for', 'any', 'class', '62.5%', '–', '50.0%'] in lines
+  assert ['looked', 'through', 'for', 'places', '6.2%', '–', '0.0%'] in lines
+  start = lines.index(['Classes', 'marked', 'uncertain,', 'by', 'records'])
+  assert lines[start + 2] == ['mass', '1', '(6.2%)', '0', '(–)', '0', '(0.0%)']
+
+
+@pytest.mark.parametrize('area', [0.002, -0.002])  # the other is of a damaged box
+def test_a_histogram_of_one_value_stays_near_it(area):
+  measures = check.Measures()
+  measures.box_areas.extend([area] * 3)
+  [curve] = inspect._histograms({'train': measures})
+  x, y = curve.series['train']
+  assert abs(x - area).max() < 0.0005 and y.max() == 1
 
 
 def test_the_command_as_the_docs_print_it(sound, tmp_path):

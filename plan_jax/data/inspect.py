@@ -138,6 +138,8 @@ def _tables(contents: check.Contents) -> Iterator[page.Table]:
       'words of a report, most': lambda found: f'{max(found.words):,}' if found.words else '–',
       'width in pixels, median': lambda found: _median(found.widths),
       'height in pixels, median': lambda found: _median(found.heights),
+      'with a mark for any class': lambda found: _share(found.labelled, found.words),
+      'looked through for places': lambda found: _share(found.annotated, found.words),
       'phrases': lambda found: f'{found.phrases:,}',
       'boxes': lambda found: f'{found.boxes:,}',
       'masks': lambda found: f'{found.masks:,}',
@@ -146,6 +148,8 @@ def _tables(contents: check.Contents) -> Iterator[page.Table]:
       (name, *(value(found) for found in measures.values())) for name, value in facts.items()])
   for caption, counts in (
       ('Classes, by records', {split: found.classes for split, found in measures.items()}),
+      ('Classes marked uncertain, by records',
+       {split: found.uncertain for split, found in measures.items()}),
       ('Findings with a place, by records',
        {split: found.categories for split, found in measures.items()})):
     if names := sorted(set().union(*counts.values())):
@@ -204,6 +208,7 @@ def _page(
           'kind': str(card.get('kind', '')),
           'rows in': f'{card["rows"].get("in", 0):,}',
           'records': f'{card["rows"].get("records", 0):,}',
+          'rows joined with another': f'{card["rows"].get("merged", 0):,}',
           'image size': f'{card.get("image_size", "")} pixels',
           'vocabulary': f'{card.get("vocab_size", 0):,} tokens',
           'content hash': card['content_hash'][:16],
@@ -232,7 +237,10 @@ def _histograms(measures: Mapping[str, check.Measures]) -> Iterator[page.Curve]:
     if not any(found.any() for found in values.values()):
       continue  # no boxes, or no reports
     together = np.concatenate(list(values.values()))
-    edges = np.histogram_bin_edges(together, bins=_BINS)
+    low, high = together.min(), together.max()
+    # Where all are the same NumPy would go half a unit down: for shares below 0.
+    room = 0 if low < high else 0.1 * abs(low)
+    edges = np.histogram_bin_edges(together, bins=_BINS, range=(low - room, high + room))
     series = {}
     for split, found in values.items():
       shares = np.histogram(found, edges)[0] / max(1, len(found))
