@@ -234,11 +234,15 @@ def test_shard_of_another_length(sound, tmp_path):
 @pytest.mark.parametrize('options, message', [
     (['nowhere'], "'nowhere' does not exist"),
     (['{sound}', '--out', 'x.txt'], 'name a file that ends in .html'),
+    (['{sound}', '--out', '{folder}/dir.html'], 'is a directory; name a file'),
     (['{sound}', '--include-text'], '--include-text needs --out'),
+    (['{sound}', '--against', '{folder}'], 'holds no finished records'),
 ])
-def test_what_cannot_be_inspected(sound, capsys, options, message):
-  assert inspect.main([option.format(sound=sound) for option in options]) == 2
-  assert message in capsys.readouterr().err
+def test_what_cannot_be_inspected(sound, tmp_path, capsys, options, message):
+  (tmp_path / 'dir.html').mkdir()
+  assert inspect.main([part.format(sound=sound, folder=tmp_path) for part in options]) == 2
+  error = capsys.readouterr().err
+  assert message in error and 'checking' not in error  # before records are read
 
 
 @pytest.mark.parametrize('change', [

@@ -70,9 +70,13 @@ def _run(options: argparse.Namespace) -> Sequence[check.Problem]:
   if options.out is not None:
     if options.out.suffix not in ('.html', '.htm'):
       raise errors.UserError(f'--out={options.out}: name a file that ends in .html')
+    if options.out.is_dir():
+      raise errors.UserError(f'--out={options.out} is a directory; name a file')
     errors.require_writable(options.out.absolute().parent, option='--out')
   elif options.include_text:
     raise errors.UserError('--include-text needs --out: it is about the page')
+  for path in options.against:
+    records.read_card(path)  # raises before the long part
   print(f'Inspecting {options.directory}', flush=True)
   contents = check.check(options.directory, samples=_SAMPLES if options.out else 0)
   against = list({path.resolve(): path for path in options.against}.values())  # each once
