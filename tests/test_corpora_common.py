@@ -1,5 +1,6 @@
 """What holds for every corpus: errors, help, tfds, damaged tables, counts."""
 
+import errno
 import gzip
 import os
 import pathlib
@@ -14,6 +15,7 @@ import corpus_runs as corpus
 from plan_jax.data import corpora
 from plan_jax.data import inspect
 from plan_jax.data import prepare
+from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 import tiny_dicom
 
@@ -98,6 +100,26 @@ def test_a_table_that_unpacks_to_far_more_is_refused_before(tmp_path, capsys, mo
   assert corpus.run('mimic_cxr', root) == 2
   error = capsys.readouterr().err
   assert 'split.csv.gz unpacks to more than 200 times its size' in error
+
+
+def test_what_may_not_be_read_is_named(tmp_path, capsys, monkeypatch):
+  def closed(path):  # root may read everything, so that permissions alone would not do
+    if str(path) == str(place):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return scan(path)
+
+  root, scan = tmp_path / 'in', os.scandir
+  place = root / 'train/pneumonia'
+  layouts.folder(root)
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'scandir', closed)
+    assert corpus.run('folder', root) == 0
+  assert f'note: {place}: Permission denied; nothing in it is taken' in capsys.readouterr().out
+  assert corpus.card(tmp_path)['rows']['records'] == 8
+  monkeypatch.setattr(base, 'files', lambda root: closed(place))
+  assert corpus.run('folder', root) == 2
+  error = capsys.readouterr().err
+  assert error == f'error: {place}: Permission denied; mend its permissions or those of its folder\n'
 
 
 def test_a_folder_without_pictures_says_what_is_needed(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """The inspect command: sound records pass, each kind of damage is named, texts stay inside."""
 
+import errno
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -243,6 +245,16 @@ def test_what_cannot_be_inspected(sound, tmp_path, capsys, options, message):
   assert inspect.main([part.format(sound=sound, folder=tmp_path) for part in options]) == 2
   error = capsys.readouterr().err
   assert message in error and 'checking' not in error  # before records are read
+
+
+def test_a_page_that_may_not_be_written(sound, tmp_path, capsys, monkeypatch):
+  def forbidden(path, *_, **__):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+  monkeypatch.setattr(pathlib.Path, 'write_text', forbidden)
+  page = tmp_path / 'page.html'
+  assert inspect.main([str(sound), '--out', str(page)]) == 2
+  assert f'error: {page}: Permission denied; mend its permissions' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('change', [

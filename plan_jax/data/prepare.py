@@ -49,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except writer.RejectedError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
+  except OSError as error:
+    if not (line := errors.forbidden(error)):
+      raise
+    print(f'error: {line}', file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print(f'\nInterrupted. Run the same command again to continue: what is finished is kept in '
           f'{options.out}.', file=sys.stderr)

@@ -200,10 +200,13 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
 def files(root: pathlib.Path) -> Iterator[str]:
   """Path, seen from `root`, of each file below it, sorted.
 
-  Folders that are symbolic links are entered, each once.
+  Folders that are symbolic links are entered, each once; those that may not be are named.
   """
+  def name_it(error: OSError):
+    print(f'note: {error.filename}: {error.strerror}; nothing in it is taken', flush=True)
+
   seen = {os.path.realpath(root)}
-  for folder, folders, names in os.walk(root, followlinks=True):
+  for folder, folders, names in os.walk(root, followlinks=True, onerror=name_it):
     kept = []
     for name in sorted(folders):
       place = os.path.realpath(os.path.join(folder, name))
