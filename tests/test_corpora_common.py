@@ -133,13 +133,18 @@ def test_a_folder_without_pictures_says_what_is_needed(tmp_path, capsys):
     (['--preview', 'nowhere/sheet.png'], '--preview nowhere/sheet.png: its folder does not exist'),
     (['--preview', 'sheet.pdf'], '--preview sheet.pdf: name a file that ends in .png or .jpg'),
     (['--vocab', 'nowhere'], 'nowhere: cannot be read'),
+    (['--out', '{root}'], 'is not empty and holds no records'),
+    (['--out', '{root}/mimic-cxr-2.0.0-split.csv.gz'], 'is a file; give a directory'),
     (['--only-ids', 'nowhere'], 'list of ids nowhere cannot be read')])
 def test_options_are_looked_at_before_the_tables_are_read(tmp_path, capsys, options, message):
   (tmp_path / 'in').mkdir()
   layouts.mimic_cxr(tmp_path / 'in')
+  options = [part.format(root=tmp_path / 'in') for part in options]
   assert corpus.run('mimic_cxr', tmp_path / 'in', *options) == 2
   printed, error = capsys.readouterr()
   assert message in error and 'Reading' not in printed
+  if '--out' in options:  # a dry run writes nothing there
+    assert corpus.run('mimic_cxr', tmp_path / 'in', *options, '--dry-run') == 0
 
 
 def test_an_unknown_view_is_answered_with_the_known_ones(tmp_path, capsys):

@@ -194,6 +194,8 @@ def _make_phantom(index: int, *, seed: int, size: int) -> rows.Outcome:
 
 def _write_options(options: argparse.Namespace) -> writer.Options:
   """Looked at first: the tables of a large corpus take a minute."""
+  if not getattr(options, 'dry_run', False):
+    writer.require_usable(options.out)
   if options.preview:
     sheet.require_writable(options.preview)
   vocabulary = tuple(tokenize.read_vocabulary(options.vocab)) if options.vocab else ()

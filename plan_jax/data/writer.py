@@ -106,6 +106,23 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
   return finished
 
 
+def require_usable(directory: pathlib.Path) -> None:
+  """Looks whether records may go there, before the long part.
+
+  Raises:
+    WriteError: it is a file, or holds something else.
+    errors.UserError: it is in a bucket.
+  """
+  errors.require_local(directory, option='--out')
+  if directory.exists() and not directory.is_dir():
+    raise WriteError(f'--out {directory} is a file; give a directory.')
+  # Listed once: another run may end, or begin, between two looks.
+  names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+  if names and names.isdisjoint({_PARTS_NAME, records.CARD_NAME}):
+    raise WriteError(
+        f'--out {directory} is not empty and holds no records; give a new or empty directory.')
+
+
 def _settings(options: Options) -> dict[str, Any]:
   return {
       'shard_rows': options.shard_rows,
@@ -138,8 +155,7 @@ def _open_directory(
 
   Phantoms of format 1 are the same phantoms: a run on them goes on.
   """
-  if directory.exists() and not directory.is_dir():
-    raise WriteError(f'--out {directory} is a file; give a directory.')
+  require_usable(directory)
   if (directory / records.CARD_NAME).exists():
     card = records.read_card(directory)
     version = card['format_version']
@@ -156,12 +172,6 @@ def _open_directory(
     raise WriteError(
         f'--out {directory} holds finished records of other input or options; give another '
         'directory, or remove that one.')
-  errors.require_local(directory, option='--out')
-  # Listed once: another run may end, or begin, between two looks.
-  names = {path.name for path in directory.iterdir()} if directory.exists() else set()
-  if names and names.isdisjoint({_PARTS_NAME, records.CARD_NAME}):
-    raise WriteError(
-        f'--out {directory} is not empty and holds no records; give a new or empty directory.')
   (directory / _PARTS_NAME).mkdir(parents=True, exist_ok=True)
   return None
 
