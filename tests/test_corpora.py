@@ -235,6 +235,18 @@ def test_files_that_are_no_pictures_are_counted(tmp_path, capsys):
   assert 'other files, not taken: .tif 2, without suffix 1' in capsys.readouterr().out
 
 
+def test_records_within_a_corpus_are_none_of_its_pictures(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.folder(root)
+  within = ['--out', str(root / 'records'), '--allow-empty-text']
+  assert corpus.run('folder', root, *within) == 0
+  assert (root / 'records/sheet.jpg').is_file()
+  assert corpus.run('folder', root, *within) == 0
+  assert 'holds exactly these records already' in capsys.readouterr().out
+  assert corpus.run('folder', root, '--allow-empty-text') == 0
+  assert corpus.card(tmp_path)['rows']['in'] == 12
+
+
 def test_linked_folders_are_entered_once(tmp_path):
   root = tmp_path / 'in'
   layouts.folder(root)
