@@ -29,12 +29,20 @@ def exit_status(command: Callable[[], None], *, again: str) -> int:
     print(f'\nstopped; {again}', file=sys.stderr)
     return 130
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      line = f'{error.filename or "the disk"}: no space left; free some, {again}'
+    elif not (line := forbidden(error)):
       raise
-    print(f'error: {error.filename or "the disk"}: no space left; free some, {again}',
-          file=sys.stderr)
+    print(f'error: {line}', file=sys.stderr)
     return 2
   return 0
+
+
+def forbidden(error: OSError) -> str:
+  """A line about a file that the user may not read or write; '' for any other error."""
+  if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+    return ''
+  return f'{error.filename}: {error.strerror}; mend its permissions or those of its folder'
 
 
 def require_local(path: str | os.PathLike[str], *, option: str) -> None:

@@ -107,11 +107,13 @@ def test_prepare_memory(script, tmp_path, capsys):
   assert (tmp_path / 'out/dataset.json').is_file()
 
 
-def test_prepare_speed(script, capsys, monkeypatch):
+@pytest.mark.parametrize('options, first', [([], 1), (['--formats'], 0)])
+def test_prepare_speed(script, capsys, monkeypatch, options, first):
   speed = script('prepare_speed')
   monkeypatch.setattr(speed, '_HEIGHT', 300)
   monkeypatch.setattr(speed, '_WIDTH', 250)
-  monkeypatch.setattr(sys, 'argv', ['prepare_speed.py', '--pictures', '2'])
+  monkeypatch.setattr(sys, 'argv', ['prepare_speed.py', '--pictures', '2', *options])
   speed.main()
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 5 and all('pictures/s of CPU time' in line for line in lines[1:])
+  assert len(lines) == 4 + first
+  assert all('pictures/s of CPU time' in line for line in lines[first:])

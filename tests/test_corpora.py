@@ -215,6 +215,17 @@ def test_folder(tmp_path, capsys):
   assert (example.text, example.labels) == ('clear lungs in case number 1.', ('pneumonia',))
 
 
+def test_reports_as_editors_on_windows_write_them(tmp_path):
+  root = tmp_path / 'in'
+  layouts.folder(root)
+  (root / 'train/normal/0.txt').write_bytes('\ufeffIMPRESSION: Clear lungs now.\r\n'.encode())
+  (root / 'train/normal/2.txt').write_bytes('Léger épanchement à droite.'.encode('latin-1'))
+  assert corpus.run('folder', root) == 0
+  assert corpus.examples(tmp_path)['train/normal/0.png'].text == 'clear lungs now.'
+  [reject] = layouts.lines(tmp_path / 'out/rejects.jsonl')
+  assert (reject['reason'], reject['detail']) == ('unreadable_report', '2.txt is not UTF-8 text')
+
+
 def test_files_that_are_no_pictures_are_counted(tmp_path, capsys):
   root = tmp_path / 'in'
   layouts.folder(root)
@@ -222,6 +233,18 @@ def test_files_that_are_no_pictures_are_counted(tmp_path, capsys):
     (root / 'train' / name).write_bytes(b'')
   assert corpus.run('folder', root) == 0
   assert 'other files, not taken: .tif 2, without suffix 1' in capsys.readouterr().out
+
+
+def test_records_within_a_corpus_are_none_of_its_pictures(tmp_path, capsys):
+  root = tmp_path / 'in'
+  layouts.folder(root)
+  within = ['--out', str(root / 'records'), '--allow-empty-text']
+  assert corpus.run('folder', root, *within) == 0
+  assert (root / 'records/sheet.jpg').is_file()
+  assert corpus.run('folder', root, *within) == 0
+  assert 'holds exactly these records already' in capsys.readouterr().out
+  assert corpus.run('folder', root, '--allow-empty-text') == 0
+  assert corpus.card(tmp_path)['rows']['in'] == 12
 
 
 def test_linked_folders_are_entered_once(tmp_path):

@@ -25,6 +25,21 @@ def test_nih(tmp_path):
   assert not found['00000001_000'].is_annotated and found['00000001_000'].labels == ('no finding',)
 
 
+@pytest.mark.parametrize('name, content, message', [
+    ('test_list.txt', b'\xff00000001_000.png\n', 'is no list that can be read (UnicodeDecodeError)'),
+    ('test_list.txt.gz', b'00000001_000.png\n', 'is no list that can be read (BadGzipFile)'),
+    ('test_list.txt', b'images/00000001_000.png\n', 'names no image of Data_Entry_2017.csv'),
+])
+def test_nih_lists_that_give_no_split(tmp_path, capsys, name, content, message):
+  root = tmp_path / 'in'
+  layouts.table(root / 'Data_Entry_2017.csv', ('Image Index', 'Finding Labels', 'Patient ID'),
+                [('00000001_000.png', 'No Finding', 1)])
+  (root / name).write_bytes(content)
+  assert corpus.run('nih', root) == 2
+  error = capsys.readouterr().err
+  assert message in error and name in error and error.count('\n') == 1
+
+
 def test_rsna(tmp_path):
   card = corpus.made('rsna', tmp_path)
   assert card['rows'] == {'in': 11, 'records': 10, 'merged': 1, 'rejected': {}, 'left_out': {}}
@@ -128,10 +143,11 @@ def test_boxes_on_resized_pictures_are_refused(tmp_path, name, pattern):
   assert corpus.card(tmp_path)['rows']['rejected'] == {'bad_box': 1}
 
 
-def test_a_contact_sheet_of_boxes(tmp_path):
+def test_a_contact_sheet_of_boxes(tmp_path, capfd):
   corpus.made('rsna', tmp_path, '--preview', str(tmp_path / 'sheet.png'))
   page = cv2.imread(str(tmp_path / 'sheet.png'))
   assert page.shape[1] == 6 * 166 and (page.max(axis=2) != page.min(axis=2)).any()
+  assert 'unsupported' not in capfd.readouterr().err  # OpenCV, of quality for a PNG
 
 
 def test_a_sheet_says_how_many_classes_it_does_not_show():

@@ -1,5 +1,6 @@
 """What holds for every corpus: errors, help, tfds, damaged tables, counts."""
 
+import errno
 import gzip
 import os
 import pathlib
@@ -14,6 +15,7 @@ import corpus_runs as corpus
 from plan_jax.data import corpora
 from plan_jax.data import inspect
 from plan_jax.data import prepare
+from plan_jax.data.corpora import base
 from plan_jax.data.corpora import tables
 import tiny_dicom
 
@@ -58,6 +60,7 @@ def test_help_says_what_must_be_there(name, capsys):
   assert stop.value.code == 0
   printed = capsys.readouterr().out
   assert corpora.CORPORA[name].layout in printed and '--dry-run' in printed
+  assert 'Exit status: 0 done; 1' in printed
 
 
 @pytest.mark.parametrize('content, message', [
@@ -67,6 +70,8 @@ def test_help_says_what_must_be_there(name, capsys):
     (gzip.compress(b'dicom_id,split\n"a,train\n', mtime=0), 'not CSV'),
     (gzip.compress(b'dicom_id,split\n\xff,train\n', mtime=0), 'not UTF-8'),
     (gzip.compress(b'', mtime=0), 'lacks the column dicom_id, split'),
+    (gzip.compress(b'dicom_id,split, split\na,train,test\n', mtime=0),
+     'has the column split more than once'),
 ])
 def test_damaged_tables_are_one_line(tmp_path, capsys, content, message):
   root = tmp_path / 'in'
@@ -97,6 +102,26 @@ def test_a_table_that_unpacks_to_far_more_is_refused_before(tmp_path, capsys, mo
   assert 'split.csv.gz unpacks to more than 200 times its size' in error
 
 
+def test_what_may_not_be_read_is_named(tmp_path, capsys, monkeypatch):
+  def closed(path):  # root may read everything, so that permissions alone would not do
+    if str(path) == str(place):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return scan(path)
+
+  root, scan = tmp_path / 'in', os.scandir
+  place = root / 'train/pneumonia'
+  layouts.folder(root)
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'scandir', closed)
+    assert corpus.run('folder', root) == 0
+  assert f'note: {place}: Permission denied; nothing in it is taken' in capsys.readouterr().out
+  assert corpus.card(tmp_path)['rows']['records'] == 8
+  monkeypatch.setattr(base, 'files', lambda root: closed(place))
+  assert corpus.run('folder', root) == 2
+  error = capsys.readouterr().err
+  assert error == f'error: {place}: Permission denied; mend its permissions or those of its folder\n'
+
+
 def test_a_folder_without_pictures_says_what_is_needed(tmp_path, capsys):
   (tmp_path / 'in').mkdir()
   assert corpus.run('folder', tmp_path / 'in') == 2
@@ -108,13 +133,18 @@ def test_a_folder_without_pictures_says_what_is_needed(tmp_path, capsys):
     (['--preview', 'nowhere/sheet.png'], '--preview nowhere/sheet.png: its folder does not exist'),
     (['--preview', 'sheet.pdf'], '--preview sheet.pdf: name a file that ends in .png or .jpg'),
     (['--vocab', 'nowhere'], 'nowhere: cannot be read'),
+    (['--out', '{root}'], 'is not empty and holds no records'),
+    (['--out', '{root}/mimic-cxr-2.0.0-split.csv.gz'], 'is a file; give a directory'),
     (['--only-ids', 'nowhere'], 'list of ids nowhere cannot be read')])
 def test_options_are_looked_at_before_the_tables_are_read(tmp_path, capsys, options, message):
   (tmp_path / 'in').mkdir()
   layouts.mimic_cxr(tmp_path / 'in')
+  options = [part.format(root=tmp_path / 'in') for part in options]
   assert corpus.run('mimic_cxr', tmp_path / 'in', *options) == 2
   printed, error = capsys.readouterr()
   assert message in error and 'Reading' not in printed
+  if '--out' in options:  # a dry run writes nothing there
+    assert corpus.run('mimic_cxr', tmp_path / 'in', *options, '--dry-run') == 0
 
 
 def test_an_unknown_view_is_answered_with_the_known_ones(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """The inspect command: sound records pass, each kind of damage is named, texts stay inside."""
 
+import errno
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -92,8 +94,30 @@ def test_sound_records_pass(sound, capsys):
            if line.startswith('  ')}
   assert table['records'] == ['16', '0', '4'] and table['masks'] == ['6', '0', '1']
   assert table['without text'] == ['6.2%', '–', '0.0%']
+  assert table['with a mark for any class'] == ['50.0%', '–', '50.0%']
+  assert 'marked uncertain' not in printed
   assert '20/20' in progress and '00:00<' in progress  # with the time left
   assert 'Secret' not in printed and 'patientmark' not in printed and 'idmark' not in printed
+
+
+def test_marks_are_counted(tmp_path, capsys):
+  faults = {2: {'uncertain': ('mass',), 'is_annotated': True}, 6: {'negatives': ('mass',)}}
+  directory = _write(tmp_path / 'out', faults)
+  assert inspect.main([str(directory)]) == 0
+  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert ['with', 'a', 'mark', 'for', 'any', 'class', '62.5%', '–', '50.0%'] in lines
+  assert ['looked', 'through', 'for', 'places', '6.2%', '–', '0.0%'] in lines
+  start = lines.index(['Classes', 'marked', 'uncertain,', 'by', 'records'])
+  assert lines[start + 2] == ['mass', '1', '(6.2%)', '0', '(–)', '0', '(0.0%)']
+
+
+@pytest.mark.parametrize('area', [0.002, -0.002])  # the other is of a damaged box
+def test_a_histogram_of_one_value_stays_near_it(area):
+  measures = check.Measures()
+  measures.box_areas.extend([area] * 3)
+  [curve] = inspect._histograms({'train': measures})
+  x, y = curve.series['train']
+  assert abs(x - area).max() < 0.0005 and y.max() == 1
 
 
 def test_the_command_as_the_docs_print_it(sound, tmp_path):
@@ -212,11 +236,25 @@ def test_shard_of_another_length(sound, tmp_path):
 @pytest.mark.parametrize('options, message', [
     (['nowhere'], "'nowhere' does not exist"),
     (['{sound}', '--out', 'x.txt'], 'name a file that ends in .html'),
+    (['{sound}', '--out', '{folder}/dir.html'], 'is a directory; name a file'),
     (['{sound}', '--include-text'], '--include-text needs --out'),
+    (['{sound}', '--against', '{folder}'], 'holds no finished records'),
 ])
-def test_what_cannot_be_inspected(sound, capsys, options, message):
-  assert inspect.main([option.format(sound=sound) for option in options]) == 2
-  assert message in capsys.readouterr().err
+def test_what_cannot_be_inspected(sound, tmp_path, capsys, options, message):
+  (tmp_path / 'dir.html').mkdir()
+  assert inspect.main([part.format(sound=sound, folder=tmp_path) for part in options]) == 2
+  error = capsys.readouterr().err
+  assert message in error and 'checking' not in error  # before records are read
+
+
+def test_a_page_that_may_not_be_written(sound, tmp_path, capsys, monkeypatch):
+  def forbidden(path, *_, **__):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+  monkeypatch.setattr(pathlib.Path, 'write_text', forbidden)
+  page = tmp_path / 'page.html'
+  assert inspect.main([str(sound), '--out', str(page)]) == 2
+  assert f'error: {page}: Permission denied; mend its permissions' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('change', [
@@ -293,3 +331,22 @@ def test_what_lies_in_another_directory_too(sound, tmp_path, capsys):
   assert 'No problem found.' in capsys.readouterr().out
   assert inspect.main([str(sound), '--against', str(sound)]) == 2
   assert 'that is the directory itself' in capsys.readouterr().err
+
+
+def test_directories_of_one_name_are_told_apart(sound, tmp_path, capsys):
+  mine, near, far = (tmp_path / place for place in ('x/a/records', 'x/b/records', 'y/a/records'))
+  mine.parent.mkdir(parents=True)
+  _copy(sound, mine)
+  _elsewhere(near, r0={'id': 'idmark3'})
+  _elsewhere(far, r0={'id': 'idmark3'}, r1={'id': 'idmark5'})
+  page = tmp_path / 'page.html'
+  assert inspect.main([str(mine), '--against', str(near), '--against', str(far), '--against',
+                       str(near.parent / '../b/records'), '--out', str(page)]) == 1
+  printed, html = capsys.readouterr().out, page.read_text()
+  for shown in (printed, html):  # the one that is given twice is compared once
+    for line in ('1 records with the same id as in b/records',
+                 '2 records with the same id as in y/a/records'):
+      assert shown.count(line) == 1
+    assert 'Also in b/records' in shown and 'Also in y/a/records' in shown
+  assert html.count('Records: x/a/records') == 2  # title and heading
+  assert 'problems: 2' in printed and str(tmp_path) not in html

@@ -247,6 +247,8 @@ def test_text_column_missing_in_an_unrelated_manifest(tmp_path):
     ('m.csv', 'image,text\n', 'has no rows'),
     ('m.jsonl', '[{"image": "a"}]', 'one JSON array'),
     ('m.csv', 'image,text\na.jpg,"never closed\nb.jpg,x\n', 'line 2: not CSV'),
+    ('m.csv', 'image,"text\na.jpg,x\n', 'line 1: not CSV'),
+    ('m.csv', 'image,text,label,label\na.jpg,x,1,0\n', 'has the column label more than once'),
 ])
 def test_unusable_manifests(tmp_path, name, content, message):
   (tmp_path / name).write_text(content)

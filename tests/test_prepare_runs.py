@@ -5,14 +5,18 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
+
 from plan_jax.data import images
 from plan_jax.data import parts as parts_lib
 from plan_jax.data import prepare
+from plan_jax.data import writer
 import small_pairs as pack
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -36,7 +40,7 @@ def test_finished_records_are_left_alone(tmp_path, capsys):
   assert 'other input or options' in capsys.readouterr().err
 
 
-def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
+def test_stop_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
   source = tmp_path / 'in'
   rows, count_all = [], 20 * parts_lib.PART_ITEMS
   for i in range(count_all):
@@ -48,15 +52,16 @@ def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
   command = [sys.executable, '-m', 'plan_jax.data.prepare', 'manifest', '--manifest',
              str(manifest), '--out', str(out), '--vocab-size', '300', '--size', '64',
              '--workers', '2']
-  process = subprocess.Popen(
-      command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  deadline = time.monotonic() + 60
-  while not list(out.glob('.parts/*.part')):
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.002)
+  process = _started(command, out)
+  os.killpg(process.pid, signal.SIGTERM)  # workers as well, as a cluster does it
+  error = process.communicate()[1]
+  assert process.returncode == 130 and 'Interrupted. Run the same command' in error
+  assert 'Traceback' not in error and 'fewer workers' not in error
+  process = _started(command, out)
   workers = _children(process.pid)
   process.send_signal(signal.SIGKILL)
   process.wait()
+  process.stderr.close()
   assert not (out / 'dataset.json').exists()
   deadline = time.monotonic() + 20
   while any(os.path.exists(f'/proc/{pid}') for pid in workers):
@@ -77,19 +82,41 @@ def test_kill_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch):
   assert pack.contents(out) == pack.contents(tmp_path / 'whole')
 
 
+def _started(command: list[str], out: pathlib.Path) -> subprocess.Popen:
+  """A run, when its first new part is there."""
+  before = len(list(out.glob('.parts/*.part')))
+  process = subprocess.Popen(
+      command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+      start_new_session=True)
+  deadline = time.monotonic() + 60
+  while len(list(out.glob('.parts/*.part'))) <= before:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.002)
+  return process
+
+
 def _children(parent: int) -> list[str]:
   path = pathlib.Path(f'/proc/{parent}/task/{parent}/children')
   return path.read_text().split() if path.exists() else []
 
 
-def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch, number):
   def interrupt(*_, **__):
-    raise KeyboardInterrupt
+    signal.raise_signal(number)
+
+  def not_taken(*_):
+    raise AssertionError(number)
 
   manifest = pack.pairs(tmp_path / 'in', 4)
-  with monkeypatch.context() as patch:
-    patch.setattr(images, 'make', interrupt)
-    assert pack.run(manifest, tmp_path / 'out') == 130
+  before = signal.signal(signal.SIGTERM, not_taken)
+  try:
+    with monkeypatch.context() as patch:
+      patch.setattr(images, 'make', interrupt)
+      assert pack.run(manifest, tmp_path / 'out') == 130
+    assert signal.getsignal(signal.SIGTERM) is not_taken
+  finally:
+    signal.signal(signal.SIGTERM, before)
   error = capsys.readouterr().err
   assert 'Interrupted. Run the same command again' in error and 'Traceback' not in error
   assert pack.run(manifest, tmp_path / 'out') == 0
@@ -113,6 +140,49 @@ def test_a_second_run_in_the_same_directory_is_kept_out(tmp_path, capsys, monkey
   assert not (out / '.parts').exists() and pack.run(manifest, out) == 0
 
 
+def test_parts_that_another_run_removes(tmp_path, capsys, monkeypatch):
+  def twice(path, **options):  # a second run finds the card, and is faster
+    remove(path, ignore_errors=True)
+    remove(path, **options)
+
+  remove, out = shutil.rmtree, tmp_path / 'out'
+  monkeypatch.setattr(shutil, 'rmtree', twice)
+  assert pack.run(pack.pairs(tmp_path / 'in', 2), out) == 0
+  assert capsys.readouterr().err.count('error') == 0 and (out / 'sheet.jpg').is_file()
+
+
+def test_a_lock_that_comes_while_parts_are_removed(tmp_path, monkeypatch):
+  def late(path, **options):  # a second run opens it after the folder was listed
+    (out / '.parts/lock').touch()
+    remove(path, **options)
+
+  manifest, remove, out = pack.pairs(tmp_path / 'in', 2), os.rmdir, tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'rmdir', late)
+    assert pack.run(manifest, out) == 0
+  assert (out / '.parts/lock').exists()
+  assert pack.run(manifest, out) == 0 and not (out / '.parts').exists()
+
+
+@pytest.mark.parametrize('is_late', [False, True])
+def test_a_run_that_comes_to_the_lock_when_another_has_finished(
+    tmp_path, capsys, monkeypatch, is_late):
+  def overtaken(*arguments, **options):
+    found = look(*arguments, **options)
+    with monkeypatch.context() as patch:
+      patch.setattr(writer, '_open_directory', look)
+      assert pack.run(manifest, out) == 0
+    if is_late:
+      (out / '.parts').mkdir()
+    return found
+
+  manifest, look, out = pack.pairs(tmp_path / 'in', 2), writer._open_directory, tmp_path / 'out'
+  monkeypatch.setattr(writer, '_open_directory', overtaken)
+  assert pack.run(manifest, out) == 2
+  assert f'--out {out}: another run has just finished' in capsys.readouterr().err
+  assert not (out / '.parts').exists()
+
+
 def test_a_file_system_without_locks_is_named(tmp_path, capsys, monkeypatch):
   def without(*_):
     raise OSError(errno.ENOLCK, 'No locks available')
@@ -122,14 +192,34 @@ def test_a_file_system_without_locks_is_named(tmp_path, capsys, monkeypatch):
   assert 'has no locks; start no second run' in capsys.readouterr().out
 
 
-def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch, number):
+  reason = os.strerror(number)
+
   def full(*_, **__):  # as ArrayRecord says it
-    raise RuntimeError('write() failed: No space left on device; writing x.tmp1')
+    raise RuntimeError(f'write() failed: {reason}; writing x.tmp1')
 
   monkeypatch.setattr(parts_lib, 'make', full)
   assert prepare.main(['phantom', '--pairs', '2', '--workers', '1', '--out', str(tmp_path / 'o')]) == 2
   message = capsys.readouterr().err
-  assert message.startswith('error: ') and 'no space left' in message and message.count('\n') == 1
+  assert message.startswith('error: ') and reason in message and message.count('\n') == 1
+
+
+def test_a_disk_that_fills_up_leaves_no_half_sheet(tmp_path, capsys, monkeypatch):
+  def half(path, data):
+    if not path.name.startswith('sheet'):
+      return write(path, data)
+    write(path, data[:len(data) // 2])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  write = pathlib.Path.write_bytes
+  manifest, out = pack.pairs(tmp_path / 'in', 2), tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'write_bytes', half)
+    assert pack.run(manifest, out) == 2
+  assert 'No space left' in capsys.readouterr().err and not list(out.glob('sheet*'))
+  assert pack.run(manifest, out) == 0
+  assert pack.pixels((out / 'sheet.jpg').read_bytes()).any()
 
 
 def test_out_must_be_a_directory_for_us(tmp_path, capsys):

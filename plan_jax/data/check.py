@@ -57,8 +57,9 @@ class Measures:
     self.box_areas = array.array('f')  # one a box, share of the image
     self.patients: set[str] = set()
     self.classes: collections.Counter[str] = collections.Counter()  # records that have it
+    self.uncertain: collections.Counter[str] = collections.Counter()  # the same, marked so
     self.categories: collections.Counter[str] = collections.Counter()
-    self.empty = self.phrases = self.boxes = self.masks = 0
+    self.empty = self.labelled = self.annotated = self.phrases = self.boxes = self.masks = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,6 +235,9 @@ class _Reader:
     measures.empty += not words
     measures.patients.add(example.patient)
     measures.classes.update(set(example.labels))
+    measures.uncertain.update(set(example.uncertain))
+    measures.labelled += bool(example.labels or example.negatives or example.uncertain)
+    measures.annotated += example.is_annotated
     measures.categories.update({phrase.category for phrase in example.phrases})
     measures.phrases += len(example.phrases)
     for phrase in example.phrases:

@@ -5,8 +5,8 @@ r"""Draws class-balanced evaluation lists, such as MIMIC 5x200, from a corpus's 
   python -m plan_jax.data.prepare mimic_cxr --root mimic --out records/train --exclude-ids 5x200.txt
   python -m plan_jax.data.prepare mimic_cxr --root mimic --out records/5x200 --only-ids 5x200.txt
 
-An image counts for a class if that is its only label. One image a patient is drawn, the same
-ones in every run with the same seed and tables. No picture is opened.
+An image counts for a class if that is its only label and nothing about it is uncertain. One image
+a patient is drawn, the same ones in every run with the same seed and tables. No picture is opened.
 """
 
 import argparse
@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
     UserError: the corpus cannot be read, the list not be written, or a class has too few
       images.
   """
+  if options.seed < 0:
+    raise DrawError(f'--seed {options.seed}: must be 0 or more')
   if options.out.is_dir():
     raise DrawError(f'--out {options.out} is a directory; name a file')
   errors.require_writable(options.out.absolute().parent, option='--out')
@@ -74,6 +76,9 @@ def draw(
 
   Raises:
     DrawError: a class has too few.
+
+  Source: CheXpert 5x200 as GLoRIA's and MGCA's code draw it, but for one image a patient. An
+    uncertain mark, of whichever class, rules an image out there.
   """
   first: dict[str, rows_lib.Item] = {}
   for item in sorted(items, key=lambda item: item.id):
@@ -92,7 +97,9 @@ def draw(
 
 
 def _classes(item: rows_lib.Item) -> frozenset[str]:
-  return targets.classes_of(rows_lib.marks(item.rows)) or frozenset()
+  """Those that are present; () where any mark is uncertain."""
+  marks = rows_lib.marks(item.rows)
+  return frozenset() if marks.uncertain else targets.classes_of(marks) or frozenset()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

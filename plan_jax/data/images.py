@@ -85,12 +85,15 @@ def _read_report(row: rows_lib.Row, options: reports.Options) -> str:
   if not row.report:
     return ''
   try:
-    with open(row.report, encoding='utf-8') as file:
+    with open(row.report, encoding='utf-8-sig') as file:  # editors on Windows write a mark first
       return reports.report_text(file.read(), options=options)
   except FileNotFoundError as error:
     raise _Unusable(
         _Reason.MISSING_FILE, f'no file {os.path.basename(row.report)} (the report)') from error
-  except (OSError, UnicodeDecodeError) as error:
+  except UnicodeDecodeError as error:
+    raise _Unusable(
+        _Reason.UNREADABLE_REPORT, f'{os.path.basename(row.report)} is not UTF-8 text') from error
+  except OSError as error:
     raise _Unusable(
         _Reason.UNREADABLE_REPORT,
         f'{os.path.basename(row.report)}: {type(error).__name__}') from error

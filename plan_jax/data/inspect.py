@@ -70,23 +70,29 @@ def _run(options: argparse.Namespace) -> Sequence[check.Problem]:
   if options.out is not None:
     if options.out.suffix not in ('.html', '.htm'):
       raise errors.UserError(f'--out={options.out}: name a file that ends in .html')
+    if options.out.is_dir():
+      raise errors.UserError(f'--out={options.out} is a directory; name a file')
     errors.require_writable(options.out.absolute().parent, option='--out')
   elif options.include_text:
     raise errors.UserError('--include-text needs --out: it is about the page')
+  for path in options.against:
+    records.read_card(path)  # raises before the long part
   print(f'Inspecting {options.directory}', flush=True)
   contents = check.check(options.directory, samples=_SAMPLES if options.out else 0)
-  overlaps = {path: overlap.compare(options.directory, path) for path in options.against}
+  against = list({path.resolve(): path for path in options.against}.values())  # each once
+  name, *names = _names([options.directory, *against])
+  overlaps = {other: overlap.compare(options.directory, path)
+              for other, path in zip(names, against)}
   contents = dataclasses.replace(contents, problems=(
-      *contents.problems, *(problem for path, found in overlaps.items()
-                            for problem in _overlap_problems(found, name=path.resolve().name))))
+      *contents.problems, *(problem for other, found in overlaps.items()
+                            for problem in _overlap_problems(found, name=other))))
   tables = [*_tables(contents), *(
-      _overlap_table(found, contents.measures, name=path.resolve().name)
-      for path, found in overlaps.items())]
+      _overlap_table(found, contents.measures, name=other) for other, found in overlaps.items())]
   for table in tables:
     print(f'\n{table.caption}')
     _print_table(table)
-  for path, found in overlaps.items():
-    _print_pairs(found, name=path.resolve().name)
+  for other, found in overlaps.items():
+    _print_pairs(found, name=other)
   print()
   for problem in contents.problems[:_SHOWN_PROBLEMS]:
     print(problem)
@@ -97,10 +103,24 @@ def _run(options: argparse.Namespace) -> Sequence[check.Problem]:
   print(f'problems: {count}' if count else 'No problem found.')
   if options.out is not None:
     page.write_data(
-        _page(contents, tables, name=options.directory.resolve().name), options.out,
-        include_text=options.include_text)
+        _page(contents, tables, name=name), options.out, include_text=options.include_text)
     print(f'Page in {options.out}')
   return contents.problems
+
+
+def _names(directories: Sequence[pathlib.Path]) -> list[str]:
+  """What each directory is called: as much of the end of its path as no other one has.
+
+  Not whole paths: a page that is shown around should not describe a machine.
+  """
+  parts = [path.resolve().parts[1:] for path in directories]  # without the root
+  names = []
+  for i, mine in enumerate(parts):
+    others = [other for k, other in enumerate(parts) if k != i and other != mine]
+    length = next((n for n in range(1, len(mine))
+                   if all(other[-n:] != mine[-n:] for other in others)), len(mine))
+    names.append('/'.join(mine[-length:]))
+  return names
 
 
 def _print_table(table: page.Table):
@@ -122,6 +142,8 @@ def _tables(contents: check.Contents) -> Iterator[page.Table]:
       'words of a report, most': lambda found: f'{max(found.words):,}' if found.words else '–',
       'width in pixels, median': lambda found: _median(found.widths),
       'height in pixels, median': lambda found: _median(found.heights),
+      'with a mark for any class': lambda found: _share(found.labelled, found.words),
+      'looked through for places': lambda found: _share(found.annotated, found.words),
       'phrases': lambda found: f'{found.phrases:,}',
       'boxes': lambda found: f'{found.boxes:,}',
       'masks': lambda found: f'{found.masks:,}',
@@ -130,6 +152,8 @@ def _tables(contents: check.Contents) -> Iterator[page.Table]:
       (name, *(value(found) for found in measures.values())) for name, value in facts.items()])
   for caption, counts in (
       ('Classes, by records', {split: found.classes for split, found in measures.items()}),
+      ('Classes marked uncertain, by records',
+       {split: found.uncertain for split, found in measures.items()}),
       ('Findings with a place, by records',
        {split: found.categories for split, found in measures.items()})):
     if names := sorted(set().union(*counts.values())):
@@ -188,6 +212,7 @@ def _page(
           'kind': str(card.get('kind', '')),
           'rows in': f'{card["rows"].get("in", 0):,}',
           'records': f'{card["rows"].get("records", 0):,}',
+          'rows joined with another': f'{card["rows"].get("merged", 0):,}',
           'image size': f'{card.get("image_size", "")} pixels',
           'vocabulary': f'{card.get("vocab_size", 0):,} tokens',
           'content hash': card['content_hash'][:16],
@@ -216,7 +241,10 @@ def _histograms(measures: Mapping[str, check.Measures]) -> Iterator[page.Curve]:
     if not any(found.any() for found in values.values()):
       continue  # no boxes, or no reports
     together = np.concatenate(list(values.values()))
-    edges = np.histogram_bin_edges(together, bins=_BINS)
+    low, high = together.min(), together.max()
+    # Where all are the same NumPy would go half a unit down: for shares below 0.
+    room = 0 if low < high else 0.1 * abs(low)
+    edges = np.histogram_bin_edges(together, bins=_BINS, range=(low - room, high + room))
     series = {}
     for split, found in values.items():
       shares = np.histogram(found, edges)[0] / max(1, len(found))

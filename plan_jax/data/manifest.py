@@ -127,6 +127,13 @@ def _csv(content: bytes, path: str) -> Iterator[tuple[int, dict[str, Any] | str]
     raise ManifestError(f'{path} is not UTF-8 (line {line}); convert it first.') from error
   csv.field_size_limit(2**24)  # Reports and annotations outgrow the default of 128 KiB.
   reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
+  try:
+    names = reader.fieldnames or []
+  except csv.Error as error:
+    raise ManifestError(f'{path}, line 1: not CSV ({error}).') from error
+  if twice := sorted({name for name in names if name and names.count(name) > 1}):
+    raise ManifestError(
+        f'{path} has the column {", ".join(twice)} more than once; rename all but one.')
   start = 2
   while True:
     try:

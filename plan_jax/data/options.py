@@ -36,9 +36,6 @@ examples:
   # Whole reports, headings included, in column `report`; the sections are found:
   python -m plan_jax.data.prepare manifest --manifest studies.csv \\
       --report-key report --out records/studies
-
-Exit status: 0 done; 1 rows were rejected and that is an error (--strict, or no row
-is left); 2 wrong input or options; 130 interrupted (run it again to continue).
 """
 
 _PHANTOM_HELP = """\
@@ -60,6 +57,11 @@ examples:
   python -m plan_jax.data.prepare {name} --root {name} --out records/{name}
 
 docs/data.md says what to download and what to expect.
+"""
+
+_STATUS = """
+Exit status: 0 done; 1 rows were rejected and that is an error (--strict, or no row
+is left); 2 wrong input or options; 130 interrupted (run it again to continue).
 """
 
 
@@ -113,7 +115,7 @@ def _reading(given: str) -> reports.Options:
 def _command(commands, name: str, *, title: str, description: str, examples: str):
   return commands.add_parser(
       name, help=title, formatter_class=argparse.RawDescriptionHelpFormatter,
-      description=description, epilog=examples)
+      description=description, epilog=examples + _STATUS)
 
 
 def _add_manifest(commands):

@@ -95,7 +95,7 @@ def _make_parallel(todo: Sequence[Part], *, function: Make, workers: int, bar: t
       workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker)
   others = set(multiprocessing.active_children())
   try:
-    with _interrupts_ignored():  # inherited, so Ctrl-C is the parent's business alone
+    with _interrupts_ignored():  # inherited, so what stops a run is the parent's business alone
       waiting = {pool.submit(_make_part, part, function): part for part in todo}
     for future in futures.as_completed(waiting):
       future.result()
@@ -118,11 +118,13 @@ def _interrupts_ignored() -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  previous = {number: signal.signal(number, signal.SIG_IGN)
+              for number in (signal.SIGINT, signal.SIGTERM)}
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, previous)
+    for number, handler in previous.items():
+      signal.signal(number, handler)
 
 
 def _start_worker():

@@ -1,14 +1,17 @@
 """Makes records: `python -m plan_jax.data.prepare manifest|phantom|CORPUS --help`."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import json
 import os
+import signal
 import sys
-from typing import Any, Sequence
+import threading
+from typing import Any, Iterator, Sequence
 
 from PIL import Image
 
@@ -38,17 +41,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = options_lib.parse(arguments)
   run = {'manifest': _run_manifest, 'phantom': _run_phantom}.get(options.command, _run_corpus)
   try:
-    return run(options)
+    with _sigterm_interrupts():
+      return run(options)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   except writer.RejectedError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
+  except OSError as error:
+    if not (line := errors.forbidden(error)):
+      raise
+    print(f'error: {line}', file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print(f'\nInterrupted. Run the same command again to continue: what is finished is kept in '
           f'{options.out}.', file=sys.stderr)
     return 130
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+  """SIGTERM, which clusters send before they kill, ends a run as Ctrl-C does."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, previous)
 
 
 def _run_manifest(options: argparse.Namespace) -> int:
@@ -172,6 +194,8 @@ def _make_phantom(index: int, *, seed: int, size: int) -> rows.Outcome:
 
 def _write_options(options: argparse.Namespace) -> writer.Options:
   """Looked at first: the tables of a large corpus take a minute."""
+  if not getattr(options, 'dry_run', False):
+    writer.require_usable(options.out)
   if options.preview:
     sheet.require_writable(options.preview)
   vocabulary = tuple(tokenize.read_vocabulary(options.vocab)) if options.vocab else ()

@@ -3,6 +3,7 @@
 Captions are classes and findings, never a report: a sheet is for showing around.
 """
 
+import os
 import pathlib
 from typing import Mapping, Sequence
 
@@ -79,8 +80,15 @@ def write(
   tiles += [blank] * (-len(tiles) % columns)
   rows = [np.hstack(tiles[k:k + columns]) for k in range(0, len(tiles), columns)]
   page = np.vstack(rows) if rows else blank
-  path.write_bytes(cv2.imencode(
-      path.suffix, page, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes())
+  options = [] if path.suffix.lower() == '.png' else [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+  encoded = cv2.imencode(path.suffix, page, options)[1]
+  # A sheet that is there is not drawn again: there must be no half of one.
+  temporary = path.with_name(f'{path.name}.tmp')
+  try:
+    temporary.write_bytes(encoded.tobytes())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def _tile(

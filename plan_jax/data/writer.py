@@ -31,6 +31,7 @@ NEAR_NAME = 'near_duplicates.jsonl'
 _PARTS_NAME = '.parts'
 _LOCK_NAME = 'lock'
 _SHOWN_REJECTS = 5
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, what the user may have of it, a file
 
 
 class WriteError(errors.UserError):
@@ -84,22 +85,42 @@ def write(source: Source, *, options: Options) -> dict[str, Any]:
     if finished is not None:
       print(f'{options.directory} holds exactly these records already', flush=True)
     else:
-      with _locked(options.directory):
-        parts_lib.make(parts, function=source.make, workers=options.workers)
-        finished = _finish(parts, source, options, {
-            'format_version': records.FORMAT_VERSION,
-            'name': records.DATASET_NAME,
-            'created_by': CREATED_BY,
-            'fingerprint': fingerprint,
-            **source.about,
-            'options': settings,
-        })
-      # After the lock: a network file system keeps what is open, and its folder with it.
-      shutil.rmtree(options.directory / _PARTS_NAME)
+      try:
+        with _locked(options.directory):
+          parts_lib.make(parts, function=source.make, workers=options.workers)
+          finished = _finish(parts, source, options, {
+              'format_version': records.FORMAT_VERSION,
+              'name': records.DATASET_NAME,
+              'created_by': CREATED_BY,
+              'fingerprint': fingerprint,
+              **source.about,
+              'options': settings,
+          })
+      finally:
+        # After the lock: a network file system keeps what is open, and its folder with it.
+        if (options.directory / records.CARD_NAME).exists():
+          _remove_parts(options.directory)
     rejected = sum(finished['rows']['rejected'].values())
     if options.strict and rejected:  # also where an earlier run without --strict finished
       _fail(_read_rejects(options.directory), options.directory, 'with --strict that is an error')
   return finished
+
+
+def require_usable(directory: pathlib.Path) -> None:
+  """Looks whether records may go there, before the long part.
+
+  Raises:
+    WriteError: it is a file, or holds something else.
+    errors.UserError: it is in a bucket.
+  """
+  errors.require_local(directory, option='--out')
+  if directory.exists() and not directory.is_dir():
+    raise WriteError(f'--out {directory} is a file; give a directory.')
+  # Listed once: another run may end, or begin, between two looks.
+  names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+  if names and names.isdisjoint({_PARTS_NAME, records.CARD_NAME}):
+    raise WriteError(
+        f'--out {directory} is not empty and holds no records; give a new or empty directory.')
 
 
 def _settings(options: Options) -> dict[str, Any]:
@@ -134,15 +155,14 @@ def _open_directory(
 
   Phantoms of format 1 are the same phantoms: a run on them goes on.
   """
-  if directory.exists() and not directory.is_dir():
-    raise WriteError(f'--out {directory} is a file; give a directory.')
+  require_usable(directory)
   if (directory / records.CARD_NAME).exists():
     card = records.read_card(directory)
     version = card['format_version']
     if version != records.FORMAT_VERSION:
       fingerprint = _plan(source, options, version=version)[1]
     if card['fingerprint'] == fingerprint:
-      shutil.rmtree(directory / _PARTS_NAME, ignore_errors=True)
+      _remove_parts(directory)
       return card
     if version != records.FORMAT_VERSION:
       raise WriteError(
@@ -152,10 +172,6 @@ def _open_directory(
     raise WriteError(
         f'--out {directory} holds finished records of other input or options; give another '
         'directory, or remove that one.')
-  errors.require_local(directory, option='--out')
-  if directory.exists() and any(directory.iterdir()) and not (directory / _PARTS_NAME).exists():
-    raise WriteError(
-        f'--out {directory} is not empty and holds no records; give a new or empty directory.')
   (directory / _PARTS_NAME).mkdir(parents=True, exist_ok=True)
   return None
 
@@ -168,7 +184,13 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
     WriteError: another run has it, or finished a moment ago.
   """
   path = directory / _PARTS_NAME / _LOCK_NAME
-  with open(path, 'wb') as file:
+  just_finished = WriteError(
+      f'--out {directory}: another run has just finished there; run the same command again.')
+  try:
+    file = open(path, 'wb')
+  except FileNotFoundError as error:  # its folder went with that run
+    raise just_finished from error
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -179,9 +201,13 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
       print(f'note: {directory} has no locks; start no second run there before this one ends',
             flush=True)
     if (directory / records.CARD_NAME).exists() or not path.exists():
-      raise WriteError(
-          f'--out {directory}: another run has just finished there; run the same command again.')
+      raise just_finished
     yield
+
+
+def _remove_parts(directory: pathlib.Path) -> None:
+  """Of finished records. A run that starts just now may do the same, or put its lock there."""
+  shutil.rmtree(directory / _PARTS_NAME, ignore_errors=True)
 
 
 def _finish(
@@ -297,11 +323,12 @@ def _disk_errors(directory: pathlib.Path) -> Iterator[None]:
         f'cannot write to --out {directory}: {error.strerror or error}; check permissions and '
         'free space, or give another directory.') from error
   except RuntimeError as error:  # so ArrayRecord says it
-    if os.strerror(errno.ENOSPC) not in str(error):
+    reason = next((text for text in map(os.strerror, _FULL) if text in str(error)), None)
+    if reason is None:
       raise
     raise WriteError(
-        f'cannot write to --out {directory}: no space left on the disk; free some and run the '
-        'same command again, what is finished is kept.') from error
+        f'cannot write to --out {directory}: {reason}; make room and run the same command again, '
+        'what is finished is kept.') from error
 
 
 def _plain(reject: rows_lib.Reject) -> dict[str, Any]:

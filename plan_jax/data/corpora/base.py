@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping
 from plan_jax import errors
 from plan_jax.data import columns
 from plan_jax.data import items
+from plan_jax.data import records
 from plan_jax.data import reports
 from plan_jax.data import rows as rows_lib
 
@@ -194,16 +195,24 @@ def probe(root: pathlib.Path, candidates: Iterable[Iterable[str]]) -> int:
   return 0
 
 
+_RECORDS = {records.CARD_NAME, records.VOCABULARY_NAME}
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
 
 
 def files(root: pathlib.Path) -> Iterator[str]:
   """Path, seen from `root`, of each file below it, sorted.
 
-  Folders that are symbolic links are entered, each once.
+  Folders that are symbolic links are entered, each once; those that may not be are named.
+  Records lie in no corpus: a contact sheet would be a picture of it.
   """
+  def name_it(error: OSError):
+    print(f'note: {error.filename}: {error.strerror}; nothing in it is taken', flush=True)
+
   seen = {os.path.realpath(root)}
-  for folder, folders, names in os.walk(root, followlinks=True):
+  for folder, folders, names in os.walk(root, followlinks=True, onerror=name_it):
+    if _RECORDS.issubset(names):
+      folders.clear()
+      continue
     kept = []
     for name in sorted(folders):
       place = os.path.realpath(os.path.join(folder, name))

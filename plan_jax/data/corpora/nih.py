@@ -24,10 +24,11 @@ def read(request: base.Request) -> Iterator[base.Found]:
                      needed_for='images and labels')
   test_path = tables.find(request.tables, 'test_list.txt', 'test_list_NIH.txt',
                           needed_for='the official split')
-  test = set(test_path.read_text('utf-8').split())
+  test, found = set(tables.read_words(test_path)), 0
   files = base.index(request.root)
   for line, values in tables.read(path, needs=('Image Index', 'Finding Labels', 'Patient ID')):
     name = values['Image Index']
+    found += name in test
     yield base.Line(
         source=path.name, line=line,
         values={
@@ -37,6 +38,10 @@ def read(request: base.Request) -> Iterator[base.Found]:
             'split': 'test' if name in test else base.train_or_val(values['Patient ID']),
             'labels': values['Finding Labels'],  # separated by |, "No Finding" for none
         })
+  if not found:
+    raise base.CorpusError(
+        f'{test_path} names no image of {path.name}; it must list names such as 00000013_005.png: '
+        'download it again')
   path = tables.find_optional(request.tables, 'BBox_List_2017.csv', 'BBox_List_2017_*.csv')
   if path is None:
     yield 'no BBox_List_2017.csv: the records have no boxes'
@@ -51,8 +56,9 @@ def read(request: base.Request) -> Iterator[base.Found]:
             'image': _image(values['Image Index'], files),
             'id': values['Image Index'].rpartition('.')[0],
             'width': _SIDE, 'height': _SIDE,
-            'annotations': [{'label': _SAME_CLASS.get(label, label), 'phrase': label.lower(), 'box': base.box(
-                values['Bbox [x'], values['y'], values['w'], values['h]'])}],
+            'annotations': [{
+                'label': _SAME_CLASS.get(label, label), 'phrase': label.lower(),
+                'box': base.box(*(values[name] for name in ('Bbox [x', 'y', 'w', 'h]')))}],
         })
 
 

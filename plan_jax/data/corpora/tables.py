@@ -19,6 +19,7 @@ CHEXPERT = (  # the labeler's fourteen
     'Pneumonia', 'Pneumothorax', 'Support Devices')
 _FIELD_LIMIT = 2**24  # characters, over several lines
 _LINE_LIMIT = 2**20  # characters; reports have thousands
+_LIST_LIMIT = 2**26  # characters: more than three million names of pictures
 # Gzipped tables unpack to some 10 times their size, what is made to fill the memory to 1000 times.
 _RATIO_FROM, _MAX_RATIO = 2**24, 200
 _SHOWN_FROM = 2**22  # bytes: smaller tables take a second
@@ -80,6 +81,9 @@ def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dic
         raise base.CorpusError(
             f'{path} lacks the column {", ".join(missing)}; it has: {", ".join(names)}. Download '
             'the table again, or give it the published column names')
+      if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise base.CorpusError(
+            f'{path} has the column {", ".join(twice)} more than once; leave the one that counts')
       line = reader.line_num + 1
       for values in reader:
         if any(values[len(names):]):
@@ -96,6 +100,21 @@ def read(path: pathlib.Path, *, needs: Sequence[str]) -> Iterator[tuple[int, dic
   except (OSError, EOFError, zlib.error) as error:
     raise base.CorpusError(
         f'{path} cannot be read ({error}); check its permissions, or download it again') from error
+
+
+def read_words(path: pathlib.Path) -> list[str]:
+  """The words of a list, plain or .gz: names of pictures, one a line.
+
+  Raises:
+    base.CorpusError: it cannot be read as text.
+  """
+  try:
+    with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8-sig') as file:
+      return file.read(_LIST_LIMIT).split()
+  except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    raise base.CorpusError(
+        f'{path} is no list that can be read ({type(error).__name__}); check its permissions, or '
+        'download it again') from error
 
 
 def _bounded(
