@@ -273,9 +273,11 @@ def _text(compiled: jax.stages.Compiled) -> str:
 
 
 def _held(memory) -> float:
-  """Bytes of `compiled.memory_analysis()` that live on a chip; donated arguments count once."""
-  return (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-          - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes)
+  """Bytes of `compiled.memory_analysis()` that a chip holds at most: the program beside all arrays.
+
+  Not the sum of arguments and temporaries: in some versions of libtpu those count 4 GiB too much.
+  """
+  return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
 
 
 def _needed(message: str) -> float:
