@@ -20,7 +20,7 @@ from typing import Any, Callable, Sequence
 Case = dict[str, Any]
 Result = dict[str, Any]
 
-_RESULTS = pathlib.Path(__file__).parent.parent / 'docs' / 'performance'
+DOCS = pathlib.Path(__file__).parent.parent / 'docs'
 _PACKAGES = ('jax', 'flax', 'grain', 'torch', 'transformers', 'onnxruntime')
 
 
@@ -28,7 +28,7 @@ def main(
     script: str, description: str, *, cases: Callable[[bool], Sequence[Case]],
     measure: Callable[[Case], Result], show: Callable[[list[tuple[Case, list[Result]]]], str],
     draw: Callable[[list[tuple[Case, list[Result]]], pathlib.Path], None] | None = None,
-    rounds: int = 3,
+    rounds: int = 3, results: pathlib.Path = DOCS / 'performance',
 ) -> None:
   """Command line of a benchmark.
 
@@ -41,13 +41,14 @@ def main(
     show: the table.
     draw: writes a figure to the path.
     rounds: how often each case runs.
+    results: where figures go by default.
   """
   parser = argparse.ArgumentParser(
       description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--rounds', type=int, default=rounds, help='runs of each case')
   parser.add_argument('--quick', action='store_true', help='tiny sizes: does it work?')
-  parser.add_argument('--out', type=pathlib.Path, default=_RESULTS,
-                      help='where figures (JSON) and plot go (default: docs/performance)')
+  parser.add_argument('--out', type=pathlib.Path, default=results,
+                      help=f'where figures (JSON) and plot go (default: docs/{results.name})')
   parser.add_argument('--case', type=json.loads, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.case is not None:
@@ -56,18 +57,18 @@ def main(
 
   wanted = list(cases(options.quick))
   found = [(case, []) for case in wanted]
-  began, done, total = time.monotonic(), 0, options.rounds * len(wanted)
-  for _ in range(options.rounds):
-    for case, results in found:
-      results.append(_run(script, case))
-      done += 1
-      left = (time.monotonic() - began) / done * (total - done)
-      print(f'{done} of {total}, ETA {left / 60:.1f} min: {_name(case)}', file=sys.stderr, flush=True)
   name = pathlib.Path(script).stem
   options.out.mkdir(parents=True, exist_ok=True)
-  (options.out / f'{name}.json').write_text(json.dumps({
-      'machine': machine(), 'rounds': options.rounds,
-      'cases': [{'case': case, 'results': results} for case, results in found]}, indent=1) + '\n')
+  began, done, total = time.monotonic(), 0, options.rounds * len(wanted)
+  for _ in range(options.rounds):
+    for case, of_case in found:
+      of_case.append(_run(script, case))
+      done += 1
+      (options.out / f'{name}.json').write_text(json.dumps({  # now: the next may fail
+          'machine': machine(), 'rounds': options.rounds,
+          'cases': [{'case': case, 'results': of_case} for case, of_case in found]}, indent=1) + '\n')
+      left = (time.monotonic() - began) / done * (total - done)
+      print(f'{done} of {total}, ETA {left / 60:.1f} min: {_name(case)}', file=sys.stderr, flush=True)
   if draw is not None:
     draw(found, options.out / f'{name}.png')
   print(machine() + f'; {options.rounds} runs of each, in turn\n')

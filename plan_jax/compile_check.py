@@ -104,7 +104,7 @@ def check(
 
   Raises:
     TopologyError: no such slice.
-    CheckError: no libtpu, or a batch that the chips cannot share.
+    CheckError: no libtpu, another than this jax reads, or a batch that the chips cannot share.
   """
   if config.train.precision is config_lib.Precision.AUTO:  # the TPU's, not that of this machine
     config = dataclasses.replace(config, train=dataclasses.replace(
@@ -139,7 +139,7 @@ def check(
   except jax.errors.JaxRuntimeError as error:
     cost, held = None, _needed(str(error))
   else:
-    cost, held = hlo.cost(compiled.as_text()), _held(compiled.memory_analysis())
+    cost, held = hlo.cost(_text(compiled)), _held(compiled.memory_analysis())
   return report(
       config, topology=wanted, slices=slices, held=held, cost=cost,
       peak_flops=flops.peak(devices[0]),
@@ -257,10 +257,27 @@ def table(found: Report) -> str:
   return '\n'.join(lines + [f'to make it fit: {change}' for change in found.advice])
 
 
+def _text(compiled: jax.stages.Compiled) -> str:
+  """The program.
+
+  Raises:
+    CheckError: it has what this jax does not know.
+  """
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    raise CheckError(
+        f'the step compiled, but jax {jax.__version__} cannot read what libtpu {_libtpu_version()} made '
+        f"of it; install the libtpu of this jax: pip install 'jax[tpu]=={jax.__version__}' "
+        f'({str(error).splitlines()[0][:200]})') from error
+
+
 def _held(memory) -> float:
-  """Bytes of `compiled.memory_analysis()` that live on a chip; donated arguments count once."""
-  return (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-          - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes)
+  """Bytes of `compiled.memory_analysis()` that a chip holds at most: the program beside all arrays.
+
+  Not the sum of arguments and temporaries: in some versions of libtpu those count 4 GiB too much.
+  """
+  return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
 
 
 def _needed(message: str) -> float:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any, Callable
 
-import einops
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -70,6 +69,7 @@ def build_model(config: config_lib.Config, *, vocab_size: int) -> plan_model.Pla
       prototypes=mgca.PROTOTYPES if config.objective.name is config_lib.ObjectiveName.MGCA else 0,
       frozen=frozenset(
           name for name in ('image', 'text') if getattr(config.optim, name).freeze),
+      parts=config.train.chunks,
   )
 
 
@@ -158,7 +158,7 @@ def make_train_step(
   everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
   placed = state_shardings(model, optimizer, config=config, mesh=mesh)
 
-  in_parts = functools.partial(_in_parts, chunks=config.train.chunks, devices=mesh.size)
+  in_parts = functools.partial(_in_parts, chunks=config.train.chunks)
 
   def forward(variables, batch, key):
     if config.train.chunks == 1:
@@ -194,11 +194,15 @@ def make_train_step(
         if not _uses_ema(settings):
           return jax.lax.stop_gradient(outputs)
         ema = {'params': {**state.params, **state.ema}, 'batch_stats': state.batch_stats}
-        return jax.lax.cond(
-            (stage.refine_weight > 0) | (stage.reliability > 0),
-            lambda: jax.lax.stop_gradient(model.apply(ema, batch, train=False)),
-            lambda: jax.lax.stop_gradient(outputs),
-        )
+
+        def of_ema():
+          features = in_parts(
+              lambda _, batch: model.apply(ema, batch, train=False, method='look'),
+              dropout_key, batch)
+          return model.apply(ema, features, train=False, method='project')
+
+        return jax.lax.stop_gradient(jax.lax.cond(
+            (stage.refine_weight > 0) | (stage.reliability > 0), of_ema, lambda: outputs))
 
       terms = plan.plan_loss(
           outputs, batch, teacher=teach(), stage=stage, settings=settings, grid=grid,
@@ -261,15 +265,15 @@ def model_flops(
       objective=dataclasses.replace(
           config.objective, algorithm=config_lib.Algorithm.REFERENCE),
       train=dataclasses.replace(config.train, chunks=1))
-  model = dataclasses.replace(model, settings=plain.model)
+  model = dataclasses.replace(model, settings=plain.model, parts=1)
   state = jax.eval_shape(lambda: init_state(model, optimizer, config=plain))
   batch = jax.eval_shape(lambda: empty_batch(config.data, size=config.train.batch_size))
   stage = stages.schedule(config.stages, total_steps=config.train.steps).values(0)
   return flops.count(make_train_step(model, optimizer, config=plain, mesh=mesh), state, batch, stage)
 
 
-def _in_parts(towers: Callable[..., Any], key: jax.Array, *inputs: Any, chunks: int, devices: int):
-  """`towers(key, *inputs)` part by part; the backward pass computes each part again.
+def _in_parts(towers: Callable[..., Any], key: jax.Array, *inputs: Any, chunks: int) -> Any:
+  """`towers(key, *inputs)` part by part, with a key for each.
 
   So the activations of one part are in memory and the features of all, and the losses see
   the whole batch: gradients are those of the plain step, whatever the losses contrast.
@@ -278,14 +282,8 @@ def _in_parts(towers: Callable[..., Any], key: jax.Array, *inputs: Any, chunks: 
   """
   if chunks == 1:
     return towers(key, *inputs)
-  # Each part holds a piece of every device's pairs, so that nothing changes its device.
-  parts = jax.tree.map(
-      lambda x: einops.rearrange(x, '(d n b) ... -> n (d b) ...', n=chunks, d=devices), inputs)
-  keys = jax.random.split(key, chunks)
-  features = jax.lax.map(
-      lambda part: jax.checkpoint(towers)(part[0], *part[1]), (keys, parts))
-  return jax.tree.map(
-      lambda x: einops.rearrange(x, 'n (d b) ... -> (d n b) ...', d=devices), features)
+  return mesh_lib.joined(mesh_lib.in_parts(
+      lambda part, *inputs: towers(jax.random.fold_in(key, part), *inputs), *inputs, parts=chunks))
 
 
 def _baseline_loss(outputs, *, config, mesh) -> shapes.Terms:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -97,6 +98,27 @@ def test_where_the_compiler_gives_up_there_is_a_report_all_the_same():
                 'Ran out of memory in memory space vmem. Used 20.29M of 16.00M vmem.'):
     with pytest.raises(compile_check.CheckError, match='not for lack of HBM'):
       compile_check._needed(other)
+
+
+def test_a_program_that_this_jax_cannot_read_names_the_libtpu_that_it_can():
+  class Compiled:
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError('INTERNAL: async-update instruction should have 1 operands')
+
+  with pytest.raises(compile_check.CheckError, match=rf"'jax\[tpu\]=={jax.__version__}' .*async-update"):
+    compile_check._text(Compiled())
+
+
+@pytest.mark.parametrize('devices, chunks, named', [(3, 1, '4 chips of v5e:2x2'),
+                                                    (4, 2, '4 chips of v5e:2x2 times train.chunks = 2')])
+def test_a_batch_that_chips_cannot_share_is_refused(monkeypatch, devices, chunks, named):
+  # Devices of this machine instead of libtpu's: the batch is looked at before anything is compiled.
+  monkeypatch.setattr(compile_check.topologies, 'get_topology_desc', lambda *_, **__: types.SimpleNamespace(
+      devices=jax.devices()[:4]))
+  config = tiny.config(model={'image': 'vit_ti16'}, train={'batch_size': 4 * chunks, 'chunks': chunks})
+  config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=devices))
+  with pytest.raises(compile_check.CheckError, match=f'--batch={devices}: must be a multiple of the {named}'):
+    compile_check.check(config, topology='v5e:2x2', vocab_size=50)
 
 
 @pytest.mark.parametrize('name, chips', [

@@ -49,6 +49,28 @@ def test_batch_norm_counts_real_cells():
   _assert_close(stats, expected_stats)
 
 
+def test_a_head_in_parts_is_the_same_in_less_memory():
+  x, along = (jax.random.normal(jax.random.key(k), (64, 30, n)) for k, n in ((0, 48), (1, 8)))
+  is_real = jax.random.bernoulli(jax.random.key(2), 0.7, x.shape[:2]).at[3].set(False)
+  whole = layers.Head(8, jnp.float32)
+  variables = whole.init(jax.random.key(3), x, is_real, train=False)
+
+  def run(head):
+    def loss(params, x):
+      out, stats = head.apply(
+          {**variables, 'params': params}, x, is_real, train=True, mutable=['batch_stats'])
+      return jnp.sum(out * along), (out, stats)
+
+    compiled = jax.jit(jax.grad(loss, (0, 1), has_aux=True)).lower(variables['params'], x).compile()
+    return compiled(variables['params'], x), compiled.memory_analysis().temp_size_in_bytes
+
+  (expected, whole_bytes), (found, parts_bytes) = run(whole), run(whole.clone(parts=8))
+  assert float(jnp.abs(expected[1][1]['batch_stats']['norm']['mean']).max()) > 0.001
+  _assert_close(found, expected, atol=2e-4)  # gradients are up to 100
+  print(f'{whole_bytes / x.nbytes:.1f} times the input, in 8 parts {parts_bytes / x.nbytes:.1f}')
+  assert parts_bytes < 0.75 * whole_bytes
+
+
 def test_vit_does_not_attend_to_padding():
   tower = vit.ViT(vit.Shape(width=16, depth=1, heads=2), jnp.float32)
   image = jax.random.normal(jax.random.key(0), (1, 32, 64, 1))

@@ -22,7 +22,7 @@ def one_step(*, chunks=1, devices=1, frozen=False):
   config = tiny.config(
       model={'dropout': 0.0, 'image': 'resnet_tiny' if frozen else 'vit_ti16'},
       train={'chunks': chunks, 'batch_size': 32}, optim={'image': {'freeze': frozen}},
-      objective={'name': 'convirt'} if frozen else {'teacher': 'self'}, stages={'focus': {
+      objective={'name': 'convirt'} if frozen else {'teacher': 'ema'}, stages={'focus': {
           **config_lib.to_dict(config_lib.Config())['stages']['focus'], 'short_text_prob': 1.0}})
   mesh = mesh_lib.make_mesh(jax.devices()[:devices])
   model = step_lib.build_model(config, vocab_size=tiny.VOCAB_SIZE)

@@ -5,8 +5,10 @@ the compute `dtype`.
 """
 
 import enum
-from typing import Any
+import functools
+from typing import Any, Callable
 
+from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,6 +82,23 @@ def layer_norm(*, epsilon: float, dtype: Dtype, name: str) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
+@struct.dataclass
+class Moments:
+  """Of the real items of a batch: how many, their sum and that of their squares, fp32."""
+
+  count: Int[Array, '']
+  total: Float[Array, 'c']
+  total_square: Float[Array, 'c']
+
+
+def moments(x: Float[Array, 'b *n c'], is_real: Bool[Array, 'b *n']) -> Moments:
+  """Sums, not products with the mask: TPUs round the operands of those to bf16."""
+  x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+  return Moments(
+      count=jnp.sum(is_real), total=jnp.sum(x, axis=axes, where=is_real[..., None]),
+      total_square=jnp.sum(x * x, axis=axes, where=is_real[..., None]))
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation whose statistics count real items (cells, words) only.
 
@@ -97,30 +116,28 @@ class BatchNorm(nn.Module):
   momentum: float = 0.9
   epsilon: float = 1e-5
 
-  @nn.compact
   def __call__(
       self, x: Float[Array, 'b *n c'], is_real: Bool[Array, 'b *n'], *, train: bool
   ) -> Float[Array, 'b *n c']:
-    width, axes = x.shape[-1:], tuple(range(x.ndim - 1))
-    scale = self.param('scale', nn.initializers.ones, width)
-    bias = self.param('bias', nn.initializers.zeros, width)
-    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, width)
-    running_var = self.variable('batch_stats', 'var', jnp.ones, width)
+    return self.fitted(x.shape[-1], moments(x, is_real) if train else None)(x)
+
+  @nn.compact
+  def fitted(self, width: int, batch: Moments | None) -> Callable[[Array], Array]:
+    """The normalisation by the moments of a batch, which the running ones follow, or by those."""
+    scale = self.param('scale', nn.initializers.ones, (width,))
+    bias = self.param('bias', nn.initializers.zeros, (width,))
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (width,))
+    running_var = self.variable('batch_stats', 'var', jnp.ones, (width,))
     mean, var = running_mean.value, running_var.value
-    x = x.astype(jnp.float32)
-    if train and not self.is_initializing():
-      count = jnp.sum(is_real)
-      # Sums, not matmuls with the mask: TPUs round the operands of those to bf16.
-      total = jnp.sum(x, axis=axes, where=is_real[..., None])
-      total_square = jnp.sum(x * x, axis=axes, where=is_real[..., None])
-      batch_mean = total / jnp.maximum(count, 1)
-      batch_var = total_square / jnp.maximum(count, 1) - batch_mean**2
-      mean = jnp.where(count > 0, batch_mean, mean)
-      var = jnp.where(count > 0, jnp.maximum(batch_var, 0.0), var)
+    if batch is not None and not self.is_initializing():
+      batch_mean = batch.total / jnp.maximum(batch.count, 1)
+      batch_var = batch.total_square / jnp.maximum(batch.count, 1) - batch_mean**2
+      mean = jnp.where(batch.count > 0, batch_mean, mean)
+      var = jnp.where(batch.count > 0, jnp.maximum(batch_var, 0.0), var)
       running_mean.value += (1 - self.momentum) * (mean - running_mean.value)
       running_var.value += (1 - self.momentum) * (var - running_var.value)
     factor = scale * jax.lax.rsqrt(var + self.epsilon)
-    return ((x - mean) * factor + bias).astype(self.dtype)
+    return lambda x: ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
 
 
 class Head(nn.Module):
@@ -129,21 +146,40 @@ class Head(nn.Module):
   The hidden layer is as wide as the input. BatchNorm inside centres the features
   over the batch: from random weights all images, and all reports, look alike.
 
+  Attributes:
+    joint_dim: d.
+    dtype: of the layers.
+    parts: in training, so many parts of the batch one after the other (`mesh.in_parts`), once for
+      the statistics of all and once more.
+
   Source: MGCA (Wang et al., NeurIPS 2022), projection heads.
   """
 
   joint_dim: int
   dtype: Dtype
+  parts: int = 1
 
   @nn.compact
   def __call__(
       self, x: Float[Array, 'b *n c'], is_real: Bool[Array, 'b *n'], *, train: bool
   ) -> Float[Array, 'b *n d']:
     """Items that are not `is_real` come out as zero vectors."""
-    x = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name='dense_1')(x)
-    x = nn.relu(BatchNorm(self.dtype, name='norm')(x, is_real, train=train))
-    x = nn.Dense(self.joint_dim, dtype=self.dtype, name='dense_2')(x).astype(jnp.float32)
-    return jnp.where(is_real[..., None], x, 0.0)
+    width = x.shape[-1]
+    dense_1 = nn.Dense(width, use_bias=False, dtype=self.dtype, name='dense_1')
+    norm = BatchNorm(self.dtype, name='norm')
+    dense_2 = nn.Dense(self.joint_dim, dtype=self.dtype, name='dense_2')
+
+    def project(x, is_real, normalise):
+      x = dense_2(nn.relu(normalise(dense_1(x)))).astype(jnp.float32)
+      return jnp.where(is_real[..., None], x, 0.0)
+
+    if not train or self.parts == 1 or self.is_initializing():
+      return project(x, is_real, functools.partial(norm, is_real=is_real, train=train))
+    of_parts = mesh.in_parts(
+        lambda _, x, is_real: moments(dense_1(x), is_real), x, is_real, parts=self.parts)
+    normalise = norm.fitted(width, jax.tree.map(lambda x: jnp.sum(x, axis=0), of_parts))
+    return mesh.joined(mesh.in_parts(
+        lambda _, x, is_real: project(x, is_real, normalise), x, is_real, parts=self.parts))
 
 
 def transformer_dense(features: Any, *, dtype: Dtype, name: str, axis: Any = -1) -> nn.Module:

@@ -26,7 +26,7 @@ Dtype = Any
 
 def make_model(
     settings: config.Model, *, vocab_size: int, max_pieces: int, dtype: Dtype,
-    prototypes: int = 0, frozen: frozenset[str] = frozenset(),
+    prototypes: int = 0, frozen: frozenset[str] = frozenset(), parts: int = 1,
 ) -> 'PlanModel':
   """The model of these settings.
 
@@ -37,13 +37,14 @@ def make_model(
     dtype: compute dtype of towers and heads; parameters and outputs are fp32.
     prototypes: how many vectors of the joint space are learned besides (MGCA).
     frozen: which towers, 'image' or 'text', are in training as in inference.
+    parts: in training heads go through the batch in so many.
 
   Raises:
     ValueError: if there is no such pixel stage.
   """
   if settings.pixel_stage not in (2, 3, 4):
     raise ValueError(f'model.pixel_stage is {settings.pixel_stage}; use 2, 3 or 4')
-  return PlanModel(settings, vocab_size, max_pieces, dtype, prototypes, frozen)
+  return PlanModel(settings, vocab_size, max_pieces, dtype, prototypes, frozen, parts)
 
 
 def grid_shape(settings: config.Model, image_size: int) -> tuple[int, int]:
@@ -105,6 +106,7 @@ class PlanModel(nn.Module):
   dtype: Dtype
   prototypes: int = 0
   frozen: frozenset[str] = frozenset()
+  parts: int = 1
 
   def setup(self):
     settings = self.settings
@@ -117,11 +119,11 @@ class PlanModel(nn.Module):
     self.text_tower = bert.Bert(
         bert.VARIANTS[settings.text], self.vocab_size, self.max_pieces, settings.dropout,
         self.dtype, settings.remat)
-    self.image_global = layers.Head(settings.joint_dim, self.dtype)
+    self.image_global = layers.Head(settings.joint_dim, self.dtype, self.parts)
     if settings.pixel_head is config.PixelHead.LOCAL:
-      self.image_local = layers.Head(settings.joint_dim, self.dtype)
-    self.text_global = layers.Head(settings.joint_dim, self.dtype)
-    self.text_local = layers.Head(settings.joint_dim, self.dtype)
+      self.image_local = layers.Head(settings.joint_dim, self.dtype, self.parts)
+    self.text_global = layers.Head(settings.joint_dim, self.dtype, self.parts)
+    self.text_local = layers.Head(settings.joint_dim, self.dtype, self.parts)
     if settings.relation is config.Relation.LEARNED:
       self.relation = self.param(
           'relation', nn.initializers.zeros, (settings.joint_dim, settings.joint_dim))
