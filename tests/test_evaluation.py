@@ -280,6 +280,8 @@ def _marked(i, **marks):
 
 
 def test_marks_become_classes():
+  assert targets.certain_classes_of(_marked(0, labels=('Edema',))) == {'edema'}
+  assert not targets.certain_classes_of(_marked(0, labels=('Edema',), uncertain=('Mass',)))
   assert targets.classes_of(_marked(0)) is None
   assert targets.classes_of(_marked(0, negatives=('Edema',))) == frozenset()
   assert targets.classes_of(_marked(

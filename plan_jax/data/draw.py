@@ -97,9 +97,7 @@ def draw(
 
 
 def _classes(item: rows_lib.Item) -> frozenset[str]:
-  """Those that are present; () where any mark is uncertain."""
-  marks = rows_lib.marks(item.rows)
-  return frozenset() if marks.uncertain else targets.classes_of(marks) or frozenset()
+  return targets.certain_classes_of(rows_lib.marks(item.rows))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

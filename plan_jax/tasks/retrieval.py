@@ -65,7 +65,7 @@ def _measure(data, scores, *, name, seed, replicates) -> tuple[dict[str, Any], d
   found = retrieval.retrieval(scores, groups=groups, text_id=ids, **drawing).as_json()
   parts = {name: {**found, 'protocol': found['protocol'] + suffix}}
   sample = retrieval.balanced_sample(
-      [targets.classes_of(data.examples[k]) or () for k in rows], per_class=PER_CLASS, seed=seed)
+      [targets.certain_classes_of(data.examples[k]) for k in rows], per_class=PER_CLASS, seed=seed)
   if len(np.unique(sample.class_id)) > 1:
     drawn = [groups[k] for k in sample.rows]
     by_class = retrieval.class_retrieval(

@@ -41,6 +41,14 @@ def classes_of(marked: Marked) -> frozenset[str] | None:
   return frozenset(map(prompts.normal_label, marked.labels)) | (uncertain & UNCERTAIN_IS_PRESENT)
 
 
+def certain_classes_of(marked: Marked) -> frozenset[str]:
+  """The classes that are present; none where any mark, of whichever class, is uncertain.
+
+  Source: CheXpert 5x200 as GLoRIA's and MGCA's code draw it.
+  """
+  return frozenset() if marked.uncertain else classes_of(marked) or frozenset()
+
+
 def is_annotated(example: records.Example) -> bool:
   """Whether places were looked for, so that an image without any is an empty one."""
   return example.is_annotated or bool(example.phrases)
