@@ -312,7 +312,7 @@ class Train:
 
   steps: int = 50_000
   batch_size: int = 256  # pairs a step, over all devices
-  chunks: int = 1  # parts in which the towers see a batch; the losses see all of it
+  chunks: int = 1  # parts in which towers and heads see a batch; the losses see all of it
   seed: int = 0
   sharding: Sharding = Sharding.REPLICATED
   precision: Precision = Precision.AUTO
