@@ -97,9 +97,9 @@ def spread(results: Sequence[Result], key: str, *, unit: float = 1.0) -> str:
 
 
 def ratio(above: Sequence[Result], below: Sequence[Result], key: str) -> str:
-  """Median (least to most) of above / below, run by run; '-' where one has no figure."""
+  """Median (least to most) of above / below, run by run; '-' where one has no figure, or 0 below."""
   pairs = [a[key] / b[key] for a, b in zip(above, below, strict=True)
-           if a.get(key) is not None and b.get(key) is not None]
+           if a.get(key) is not None and b.get(key)]
   if not pairs:
     return '-'
   return f'{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})'

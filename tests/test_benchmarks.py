@@ -93,6 +93,7 @@ measure.main(__file__, 'doubles', cases=lambda quick: [{{'n': n}} for n in (1, 2
   assert kept['cases'][2]['results'] == [{'skipped': 'killed by signal 9'}] * 2
   assert measure.spread([{'x': 1.0}, {'x': 3.0}, {}], 'x') == '2 (1 to 3)'
   assert measure.ratio([{'x': 1.0}, {}], [{'x': 2.0}, {'x': 1.0}], 'x') == '0.50 (0.50 to 0.50)'
+  assert measure.ratio([{'x': 1.0}], [{'x': 0.0}], 'x') == '-'
 
 
 def test_prepare_memory(script, tmp_path, capsys):
@@ -102,8 +103,7 @@ def test_prepare_memory(script, tmp_path, capsys):
   printed = capsys.readouterr().out
   assert 'from 0 to 16 pictures' in printed
   rows = [line.split() for line in printed.splitlines()[3:]]
-  # MiB of a process that has imported numpy; it may be seen before and after that.
-  assert 20 < max(int(row[-2]) for row in rows) < 1000 and all(int(row[-2]) > 0 for row in rows)
+  assert 20 < max(int(row[-2]) for row in rows) < 1000  # MiB, once it has imported numpy
   assert (tmp_path / 'out/dataset.json').is_file()
 
 
