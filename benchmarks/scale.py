@@ -80,7 +80,7 @@ def draw(found, path: pathlib.Path) -> None:
   from matplotlib import ticker
 
   figure, axes = pyplot.subplots(
-      1, len(_MODELS), figsize=(10, 3.8), sharey=True, layout='constrained')
+      1, len(_MODELS), figsize=(10, 4.4), sharey=True, layout='constrained')
   for axis, model in zip(axes, _MODELS, strict=True):
     for place, (negatives, colour) in enumerate(zip(_NEGATIVES, ('#4477aa', '#66ccee', '#ee6677'))):
       of_scope = {case['batch']: result for case, (result,) in found if case['model'] == model
@@ -92,12 +92,14 @@ def draw(found, path: pathlib.Path) -> None:
         axis.bar(x, result['compiler_ms'], 0.24, color=colour, alpha=0.3)
         axis.bar(x, result['step_ms_estimate'], 0.24, color=colour,
                  label=negatives if column == 0 else None)
-    axis.set(title=f'{model} + BERT-base', yscale='log', xticks=range(len(_SLICES)),
+    axis.set(title=f'{model} + BERT-base', yscale='log', xlim=(-0.5, len(_SLICES) - 0.5),
+             xticks=range(len(_SLICES)),
              xticklabels=[f'{batch}\n{topology}' for batch, topology in _SLICES.items()])
     axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
     axis.grid(axis='y', alpha=0.3)
   axes[0].set_ylabel('a step, ms')
-  axes[0].legend(title='negatives', loc='upper left')
+  figure.legend(*axes[0].get_legend_handles_labels(), title='negatives', ncols=3,
+                loc='outside lower center')
   figure.suptitle("Compiled, not run: at best (full colour), and XLA's own pessimistic count (pale)")
   figure.savefig(path, dpi=120)
 

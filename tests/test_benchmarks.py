@@ -69,6 +69,15 @@ def test_deployed(script, tmp_path, monkeypatch):
   monkeypatch.delitem(sys.modules, 'plan_torch')
 
 
+def test_the_page_of_scale_shows_what_is_kept(script):
+  scale = script('scale')
+  docs = BENCHMARKS.parent / 'docs'
+  kept = json.loads((docs / 'scale' / 'scale.json').read_text())['cases']
+  assert [case['case'] for case in kept] == scale.cases(False)
+  table = scale.show([(case['case'], case['results']) for case in kept])
+  assert table in (docs / 'scale.md').read_text()
+
+
 def test_cases_run_in_processes_of_their_own_and_are_kept(script, tmp_path):
   measure = script('measure')
   path = tmp_path / 'twice.py'
