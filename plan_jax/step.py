@@ -191,8 +191,9 @@ def make_train_step(
         return text.pooled
 
       def teach():
+        own = jax.lax.stop_gradient(outputs)  # before the branch, which would be differentiated
         if not _uses_ema(settings):
-          return jax.lax.stop_gradient(outputs)
+          return own
         ema = {'params': {**state.params, **state.ema}, 'batch_stats': state.batch_stats}
 
         def of_ema():
@@ -201,8 +202,8 @@ def make_train_step(
               dropout_key, batch)
           return model.apply(ema, features, train=False, method='project')
 
-        return jax.lax.stop_gradient(jax.lax.cond(
-            (stage.refine_weight > 0) | (stage.reliability > 0), of_ema, lambda: outputs))
+        return jax.lax.cond(
+            (stage.refine_weight > 0) | (stage.reliability > 0), of_ema, lambda: own)
 
       terms = plan.plan_loss(
           outputs, batch, teacher=teach(), stage=stage, settings=settings, grid=grid,
