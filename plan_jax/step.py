@@ -80,11 +80,14 @@ def contrast_plan(config: config_lib.Config, mesh: jax.sharding.Mesh) -> cross_p
           or settings.name is config_lib.ObjectiveName.GLORIA):
     return None
   rows, columns = plan_model.grid_shape(config.model, config.data.image_size)
+  is_plan = settings.name is config_lib.ObjectiveName.PLAN
   return cross_pair.plan(
       batch=config.train.batch_size, pixels=rows * columns, dim=config.model.joint_dim,
       words=min(settings.cross_pair_words or config.data.max_words, config.data.max_words),
       is_global=settings.negatives is config_lib.Negatives.GLOBAL, mib=settings.block_mib,
-      devices=mesh.size, platform=mesh.devices.flat[0].platform, algorithm=settings.algorithm)
+      devices=mesh.size, platform=mesh.devices.flat[0].platform, algorithm=settings.algorithm,
+      has_relation=is_plan and config.model.relation is config_lib.Relation.LEARNED,
+      rounds=settings.rounds if is_plan else 1)
 
 
 def empty_batch(settings: config_lib.Data, *, size: int) -> shapes.Batch:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from plan_jax import config
+from plan_jax import flops
+from plan_jax import hlo
 from plan_jax import mesh as mesh_lib
 from plan_jax.losses import contrastive
 from plan_jax.losses import cross_pair
@@ -237,8 +239,39 @@ def test_the_plan_says_what_is_done_and_what_it_costs():
   assert on_chip.tile == pair_scores.Tile(images=8, reports=8)
   kernel = cross_pair.plan(batch=256, platform='tpu', algorithm=Algorithm.FUSED, **sizes)
   assert kernel.mib == 0
+  alone = cross_pair.plan(batch=256, algorithm=Algorithm.RING, **sizes)
+  assert alone.algorithm is Algorithm.BLOCKWISE and alone.wire_mib == 0  # nothing to send around
   with pytest.raises(ValueError, match="'fused' is a kernel for TPUs, this is cpu; use 'auto'"):
     cross_pair.plan(batch=256, algorithm=Algorithm.FUSED, **sizes)
   assert str(small).startswith('blockwise, negatives of the global batch, 1 images x')
   with pytest.raises(ValueError, match='10 pairs cannot be shared by 4 devices equally'):
     cross_pair.plan(batch=10, devices=4, **sizes)
+
+
+@pytest.mark.parametrize('name, dim, algorithm, devices', [
+    ('gloria', 32, Algorithm.REFERENCE, 1), ('gloria', 32, Algorithm.BLOCKWISE, 1),
+    ('gloria', 8, Algorithm.BLOCKWISE, 1), ('two rounds', 8, Algorithm.BLOCKWISE, 1),
+    ('plan', 8, Algorithm.BLOCKWISE, 2), ('plan', 8, Algorithm.RING, 4)])
+def test_the_plan_counts_what_runs(name, dim, algorithm, devices):
+  """FLOPs against those of the traced program, bytes against those of the compiled one."""
+  b, t, p = 32, 40, 24
+  look, mesh = looks(dim)[name], mesh_lib.make_mesh(jax.devices()[:devices])
+
+  def step(words, pixels):
+    return jax.value_and_grad(lambda *x: cross_pair.batch_loss(
+        *x, look=look, is_word=jnp.ones((b, t), bool), is_pixel=jnp.ones((b, p), bool),
+        is_global=True, mib=1, mesh=mesh, algorithm=algorithm), (0, 1))(words, pixels)
+
+  how = cross_pair.plan(
+      batch=b, words=t, pixels=p, dim=dim, is_global=True, mib=1, devices=devices,
+      algorithm=algorithm, has_relation=look.relation is not None, rounds=look.rounds)
+  split = mesh_lib.split(mesh)
+  inputs = [jax.ShapeDtypeStruct(x, jnp.float32, sharding=split) for x in ((b, t, dim), (b, p, dim))]
+  # Backward a ring traces scores as well (2 products to the 8), which nobody reads: XLA drops them.
+  traced = 1e12 * devices * how.tflop * (10 / 8 if algorithm is Algorithm.RING else 1)
+  # Beside what a pair costs: relation and Gram matrices.
+  assert flops.count(step, *inputs) == pytest.approx(traced, rel=0.12)
+  compiled = jax.jit(step, in_shardings=(split, split), out_shardings=(None, (split, split)))
+  sent = hlo.cost(compiled.lower(*inputs).compile().as_text()).collectives.values()
+  assert sum(each.bytes for each in sent) == pytest.approx(
+      how.wire_mib * 2**20, rel=0.05, abs=8192)  # beside it the masks and scores

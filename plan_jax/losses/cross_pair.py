@@ -34,8 +34,8 @@ class Plan:
     algorithm: which.
     is_global: negatives from the whole batch, else from the device's part of it.
     tile: of `pair_scores.blockwise` (a ring's: of one of its steps).
-    tflop: forward and backward, with the recomputed forward pass; padding counts.
-    mib: of the largest arrays that live at once: gathered words and the tile's.
+    tflop: of matrix products, forward and backward, with what is computed again; padding counts.
+    mib: of the largest arrays that live at once: words in scope and the tile's.
     wire_mib: received by each device, forward and backward.
   """
 
@@ -64,6 +64,8 @@ def plan(
     devices: int = 1,
     platform: str = 'cpu',
     algorithm: config.Algorithm = config.Algorithm.AUTO,
+    has_relation: bool = False,
+    rounds: int = 1,
 ) -> Plan:
   """The cheapest way to match a batch of pairs that `devices` share in equal parts.
 
@@ -76,7 +78,11 @@ def plan(
     mib: byte budget of a tile; on TPUs at most 32 are used.
     devices: that share the batch.
     platform: of the devices: cpu, gpu or tpu.
-    algorithm: `auto` chooses.
+    algorithm: `auto` chooses: tiles, in a ring where the words of all devices would not fit.
+      It never takes `reference`, which is no faster where it fits (docs/performance.md), nor
+      `fused`, which has been compiled for TPUs but never timed on one.
+    has_relation: of the look; it and the rounds say which products there are.
+    rounds: likewise.
 
   Raises:
     ValueError: if `devices` does not divide the batch, or the platform has no kernel.
@@ -92,6 +98,8 @@ def plan(
   if algorithm is config.Algorithm.AUTO:
     is_large = gathers and of_words > _GATHERED_MIB
     algorithm = config.Algorithm.RING if is_large else config.Algorithm.BLOCKWISE
+  if algorithm is config.Algorithm.RING and not gathers:
+    algorithm = config.Algorithm.BLOCKWISE  # nothing to send around
   reports = batch if is_global and algorithm is not config.Algorithm.RING else own
   if algorithm in (config.Algorithm.REFERENCE, config.Algorithm.FUSED):
     tile = pair_scores.Tile(images=own, reports=reports)
@@ -101,14 +109,34 @@ def plan(
         mib=min(mib, TPU_TILE_MIB) if platform == 'tpu' else mib,
         one_image=platform == 'cpu')
   matched = batch if is_global else own
-  held = 2 * of_words if gathers and algorithm is not config.Algorithm.RING else 0.0
-  travels = 3 if algorithm is config.Algorithm.RING else 2  # words forward and, backward, gradients
+  a_ring = algorithm is config.Algorithm.RING
+  # Words, forward and backward, and gradients; or words once, and gradients.
+  wire_mib = 3 * of_words if a_ring else 2 * of_words * (devices - 1) / devices
   return Plan(
       algorithm=algorithm, is_global=is_global, tile=tile,
-      tflop=16 * own * matched * words * pixels * dim / 1e12,
-      mib=held + (0 if algorithm is config.Algorithm.FUSED else
-                  24 * tile.images * tile.reports * words * pixels / 2**20),
-      wire_mib=travels * of_words * (devices - 1) / devices if gathers else 0.0)
+      tflop=own * matched * words * pixels / 1e12 * _flop_of_an_element(
+          algorithm, pixels=pixels, dim=dim, has_relation=has_relation, rounds=rounds),
+      # Words as they came, in the order of their lengths, and gradients.
+      mib=3 * of_words * reports / batch * gathers + (
+          0 if algorithm is config.Algorithm.FUSED else
+          24 * tile.images * tile.reports * words * pixels / 2**20),
+      wire_mib=wire_mib if gathers else 0.0)
+
+
+def _flop_of_an_element(algorithm, *, pixels, dim, has_relation, rounds) -> float:
+  """FLOPs that a word and a pixel cost: products of similarities and of regions (or Gram's)."""
+  if pair_scores.has_gram(has_relation=has_relation, rounds=rounds, pixels=pixels, dim=dim):
+    forward, backward = dim + pixels, 2 * dim + pixels
+  else:
+    asked_again = (rounds - 1) * has_relation * dim / pixels  # with the region mixed in
+    forward = (2 * rounds + asked_again) * dim
+    backward = 2 * forward
+  match algorithm:
+    case config.Algorithm.REFERENCE:
+      return 2 * (forward + backward)
+    case config.Algorithm.FUSED:  # two kernels backward, for words and for pixels; no Gram form
+      return 22 * dim
+  return 2 * (2 * forward + backward)
 
 
 def responsibilities(
@@ -160,7 +188,8 @@ def batch_loss(
   how = plan(
       batch=len(words), words=words.shape[1], pixels=pixels.shape[1], dim=words.shape[2],
       is_global=is_global, mib=mib, devices=mesh.size,
-      platform=mesh.devices.flat[0].platform, algorithm=algorithm)
+      platform=mesh.devices.flat[0].platform, algorithm=algorithm,
+      has_relation=look.relation is not None, rounds=look.rounds)
   is_word = is_word & jnp.any(is_pixel, axis=-1, keepdims=True)
   axis, = mesh.axis_names
   rows = PartitionSpec(axis)
@@ -176,7 +205,7 @@ def batch_loss(
 
 def _local_scores(words, pixels, is_word, is_pixel, look, *, how: Plan, axis: str):
   """A device's images with the reports that are in scope."""
-  if how.algorithm is config.Algorithm.RING and how.is_global:
+  if how.algorithm is config.Algorithm.RING:
     return pair_scores.ring(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look,
                             tile=how.tile, axis=axis)
   if how.is_global:

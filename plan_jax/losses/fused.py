@@ -55,7 +55,7 @@ def scores(
   words, is_word = (
       jnp.pad(x.astype(jnp.float32), [(0, -reports % block)] + [(0, 0)] * (x.ndim - 1))
       for x in (words, is_word[..., None]))
-  queries = words if look.relation is None else words + words @ look.relation.astype(jnp.float32)
+  queries = look.queries(words)
   is_pixel = is_pixel.astype(jnp.float32)[:, None]
   found = _scores(queries, contrastive.unit(words), pixels.astype(jnp.float32), is_word, is_pixel,
                   look.attend, block, interpret)

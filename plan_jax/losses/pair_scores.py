@@ -58,6 +58,11 @@ def choose_tile(
               reports=_largest_divisor(reports, at_most=max(1, pairs // tile_images)))
 
 
+def has_gram(*, has_relation: bool, rounds: int, pixels: int, dim: int) -> bool:
+  """Whether regions are not computed, only their lengths and products with their words."""
+  return not has_relation and rounds == 1 and pixels < dim
+
+
 def _largest_divisor(number: int, *, at_most: int) -> int:
   return max(n for n in range(1, min(number, at_most) + 1) if number % n == 0)
 
@@ -82,8 +87,7 @@ def reference(
     is_pixel: real pixels.
     look: how words find their regions.
   """
-  score = functools.partial(_image_scores, words, is_word=is_word, look=look)
-  return jax.vmap(lambda pixels, is_pixel: score(pixels, is_pixel=is_pixel))(pixels, is_pixel)
+  return _scores(*_prepared(words, pixels, look), look, is_word, is_pixel)
 
 
 def blockwise(
@@ -108,34 +112,38 @@ def blockwise(
                      'use choose_tile()')
   lengths = jnp.max(jnp.where(is_word, jnp.arange(1, is_word.shape[1] + 1), 0), axis=1)
   order = jnp.argsort(lengths)
-  words, is_word, lengths = (
-      einops.rearrange(jnp.take(x, order, axis=0), '(n j) ... -> n j ...', j=tile.reports)
-      for x in (words.astype(jnp.float32), is_word, lengths))
-  pixels, is_pixel = (
-      einops.rearrange(x, '(m i) ... -> m i ...', i=tile.images)
-      for x in (pixels.astype(jnp.float32), is_pixel))
-  scores = _tiled(words, pixels, look, is_word, is_pixel, jnp.max(lengths, axis=1))
+  reports, images = _prepared(words, pixels, look)
+  reports, is_word, lengths = jax.tree.map(
+      lambda x: einops.rearrange(
+          jnp.take(x, order, axis=0), '(n j) ... -> n j ...', j=tile.reports),
+      (reports, is_word, lengths))
+  images, is_pixel = jax.tree.map(
+      lambda x: einops.rearrange(x, '(m i) ... -> m i ...', i=tile.images), (images, is_pixel))
+  scores = _tiled(reports, images, look, is_word, is_pixel, jnp.max(lengths, axis=1))
   return einops.rearrange(scores, 'n m i j -> (m i) (n j)')[:, jnp.argsort(order)]
 
 
 @jax.custom_vjp
 def _tiled(
-    words: Float[Array, 'n j t d'],
-    pixels: Float[Array, 'm i p d'],
+    reports: tuple[Array, Array | None],
+    images: tuple[Array, Array | None],
     look: word_pixel.Look,
     is_word: Bool[Array, 'n j t'],
     is_pixel: Bool[Array, 'm i p'],
     most: Int[Array, 'n'],
 ) -> Float[Array, 'n m i j']:
-  """All tiles, one after the other; `most` words are in the longest report of a tile."""
+  """All tiles, one after the other; `most` words are in the longest report of a tile.
 
-  def of_reports(reports):
-    words, is_word, most = reports
+  Reports and images as of `_prepared`, in tiles: [n j ...] and [m i ...].
+  """
+
+  def of_reports(some):
+    reports, is_word, most = some
     return jax.lax.map(
-        lambda images: _at_rung(_scores_cut_to, most, words, *images, look, is_word), images)
+        lambda some: _at_rung(_scores_cut_to, most, reports, some[0], look, is_word, some[1]),
+        (images, is_pixel))
 
-  images = pixels, is_pixel
-  return jax.lax.map(of_reports, (words, is_word, most))
+  return jax.lax.map(of_reports, (reports, is_word, most))
 
 
 def _tiled_forward(*arguments):
@@ -145,28 +153,28 @@ def _tiled_forward(*arguments):
 def _tiled_backward(arguments, d_scores):
   # Written out: autodiff of the loops would compute a tile twice again, for the loop and for
   # the branch of its length, and keep one gradient of all words for each image.
-  words, pixels, look, is_word, is_pixel, most = arguments
+  reports, images, look, is_word, is_pixel, most = arguments
 
-  def of_reports(carry, reports):
-    words, is_word, most, d_scores = reports
+  def of_reports(carry, some):
+    reports, is_word, most, d_scores = some
 
-    def of_images(carry, images):
-      d_words, d_look = carry
-      pixels, is_pixel, d_pixels, d_scores = images
-      more = _at_rung(
-          _pull_cut_to, most, words, pixels, is_pixel, look, is_word, d_scores)
-      d_words, d_look = jax.tree.map(jnp.add, (d_words, d_look), (more[0], more[2]))
-      return (d_words, d_look), d_pixels + more[1]
+    def of_images(carry, some):
+      images, is_pixel, d_images, d_scores = some
+      d_reports, more, d_look = _at_rung(
+          _pull_cut_to, most, reports, images, look, is_word, is_pixel, d_scores)
+      return (jax.tree.map(jnp.add, carry, (d_reports, d_look)),
+              jax.tree.map(jnp.add, d_images, more))
 
-    d_pixels, d_look = carry
-    (d_words, d_look), d_pixels = jax.lax.scan(
-        of_images, (jnp.zeros_like(words), d_look), (pixels, is_pixel, d_pixels, d_scores))
-    return (d_pixels, d_look), d_words
+    d_images, d_look = carry
+    zeros = jax.tree.map(jnp.zeros_like, reports)
+    (d_reports, d_look), d_images = jax.lax.scan(
+        of_images, (zeros, d_look), (images, is_pixel, d_images, d_scores))
+    return (d_images, d_look), d_reports
 
-  zeros = jax.tree.map(jnp.zeros_like, (pixels, look))
-  (d_pixels, d_look), d_words = jax.lax.scan(
-      of_reports, zeros, (words, is_word, most, d_scores))
-  return d_words, d_pixels, d_look, None, None, None
+  zeros = jax.tree.map(jnp.zeros_like, (images, look))
+  (d_images, d_look), d_reports = jax.lax.scan(
+      of_reports, zeros, (reports, is_word, most, d_scores))
+  return d_reports, d_images, d_look, None, None, None
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)
@@ -238,41 +246,66 @@ def _to_next(values, axis: str):
   return jax.lax.ppermute(values, axis, [(k, (k - 1) % size) for k in range(size)])
 
 
-def _at_rung(function, most, words, *arguments):
+def _at_rung(function, most, reports, images, look, is_word, *rest):
   """`function` of the first rung of a ladder that holds `most` words."""
-  length = words.shape[1]
+  length = is_word.shape[1]
   rungs = sorted({min(length, -(-length * k // (8 * _RUNGS)) * 8) for k in range(1, _RUNGS + 1)})
   first = jnp.sum(most > jnp.array(rungs[:-1], most.dtype))
   return jax.lax.switch(
-      first, [functools.partial(function, rung) for rung in rungs], words, *arguments)
+      first, [functools.partial(function, rung) for rung in rungs],
+      reports, images, look, is_word, *rest)
 
 
-def _scores_cut_to(rung, words, pixels, is_pixel, look, is_word):
-  return reference(
-      words[:, :rung], pixels, is_word=is_word[:, :rung], is_pixel=is_pixel, look=look)
+def _scores_cut_to(rung, reports, images, look, is_word, is_pixel):
+  reports, is_word = jax.tree.map(lambda x: x[:, :rung], (reports, is_word))
+  return _scores(reports, images, look, is_word, is_pixel)
 
 
-def _pull_cut_to(rung, words, pixels, is_pixel, look, is_word, d_scores):
-  """Gradients by words, pixels and look."""
+def _pull_cut_to(rung, reports, images, look, is_word, is_pixel, d_scores):
+  """Gradients by reports, images and look."""
   _, pull = jax.vjp(
-      lambda words, pixels, look: _scores_cut_to(rung, words, pixels, is_pixel, look, is_word),
-      words, pixels, look)
+      lambda reports, images, look: _scores_cut_to(
+          rung, reports, images, look, is_word, is_pixel),
+      reports, images, look)
   return pull(d_scores)
 
 
-def _image_scores(words, pixels, *, is_word, is_pixel, look) -> Float[Array, 'j']:
-  """All reports with one image [p d]: the products are those of two matrices."""
+def _prepared(words, pixels, look):
+  """What all tiles need: words and what they first ask with, pixels and their Gram matrices.
+
+  Queries are None where the words are, Gram matrices where regions are computed.
+  """
   words, pixels = words.astype(jnp.float32), pixels.astype(jnp.float32)
-  if look.relation is None and look.rounds == 1 and len(pixels) < words.shape[-1]:
-    cosine = _gram_cosine(words, pixels, is_word=is_word, is_pixel=is_pixel, look=look)
+  queries = None if look.relation is None else look.queries(words)
+  grams = None
+  if has_gram(has_relation=queries is not None, rounds=look.rounds, pixels=pixels.shape[1],
+              dim=words.shape[-1]):
+    grams = jnp.einsum('ipd,iqd->ipq', pixels, pixels)
+  return (words, queries), (pixels, grams)
+
+
+def _scores(reports, images, look, is_word, is_pixel) -> Float[Array, 'i j']:
+  def of_image(image, is_pixel):
+    return _image_scores(*reports, *image, look=look, is_word=is_word, is_pixel=is_pixel)
+
+  if len(is_pixel) == 1:  # batches of one keep XLA from its fast code for CPUs: a third slower
+    return of_image(jax.tree.map(lambda x: x[0], images), is_pixel[0])[None]
+  return jax.vmap(of_image)(images, is_pixel)
+
+
+def _image_scores(words, queries, pixels, gram, *, look, is_word, is_pixel) -> Float[Array, 'j']:
+  """All reports with one image [p d]: the products are those of two matrices."""
+  if gram is not None:
+    cosine = _gram_cosine(words, pixels, gram, look=look, is_word=is_word, is_pixel=is_pixel)
   else:
     *_, regions = word_pixel.summed(
-        words, pixels, look=look, is_word=is_word, is_pixel=is_pixel)
+        words, words if queries is None else queries, pixels, look=look, is_word=is_word,
+        is_pixel=is_pixel)
     cosine = contrastive.cosine(words, regions)
   return contrastive.masked_logsumexp(WORD_SHARPNESS * cosine, where=is_word, axis=-1)
 
 
-def _gram_cosine(words, pixels, *, is_word, is_pixel, look) -> Float[Array, 'j t']:
+def _gram_cosine(words, pixels, gram, *, look, is_word, is_pixel) -> Float[Array, 'j t']:
   """cos(word, region) without the region c: w.c = sum_p a s, |c|^2 = a^T (V V^T) a.
 
   The second product then costs p instead of d an element; pays where p < d.
@@ -280,7 +313,7 @@ def _gram_cosine(words, pixels, *, is_word, is_pixel, look) -> Float[Array, 'j t
   similarity = jnp.einsum('jtd,pd->jtp', words, pixels)
   weights = look.attend(similarity, is_word=is_word, is_pixel=is_pixel)
   dot = jnp.sum(weights * similarity, axis=-1)
-  square = _quadratic(weights, jnp.einsum('pd,qd->pq', pixels, pixels))
+  square = _quadratic(weights, gram)
   return dot * contrastive.rsqrt(square) * contrastive.rsqrt(jnp.sum(jnp.square(words), axis=-1))
 
 

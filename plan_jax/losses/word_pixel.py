@@ -51,6 +51,13 @@ class Look:
   attend: Attend
   rounds: int = struct.field(pytree_node=False, default=1)
 
+  def queries(self, words: Float[Array, '... t d']) -> Float[Array, '... t d']:
+    """What pixels are compared with: w + w Delta, fp32."""
+    words = words.astype(jnp.float32)
+    if self.relation is None:
+      return words
+    return words + words @ self.relation.astype(jnp.float32)
+
 
 @struct.dataclass
 class Match:
@@ -201,7 +208,7 @@ def relate(
   Source: method (3), (6), (17b).
   """
   similarity, weights, regions = summed(
-      words, pixels, look=look, is_word=is_word, is_pixel=is_pixel)
+      words, look.queries(words), pixels, look=look, is_word=is_word, is_pixel=is_pixel)
   total = jnp.sum(weights, axis=-1, keepdims=True)
   return Match(
       similarity=similarity, weights=weights / jnp.where(total > 0, total, 1.0),
@@ -210,24 +217,25 @@ def relate(
 
 def summed(
     words: Float[Array, '... t d'],
+    queries: Float[Array, '... t d'],
     pixels: Float[Array, '... p d'],
     *,
     look: Look,
     is_word: Bool[Array, '... t'],
     is_pixel: Bool[Array, '... p'],
 ) -> tuple[Float[Array, '... t p'], Float[Array, '... t p'], Float[Array, '... t d']]:
-  """As `relate`: similarities, and weights and regions (weighted sums) before normalisation."""
+  """As `relate`: similarities, and weights and regions (weighted sums) before normalisation.
+
+  `queries` are those of the words as they came, which all images share.
+  """
   words, pixels = words.astype(jnp.float32), pixels.astype(jnp.float32)
-  queries = words
   for left in reversed(range(look.rounds)):
-    if look.relation is not None:
-      queries = queries + queries @ look.relation.astype(jnp.float32)
     similarity = jnp.einsum('...td,...pd->...tp', queries, pixels)
     weights = look.attend(similarity, is_word=is_word, is_pixel=is_pixel)
     regions = jnp.einsum('...tp,...pd->...td', weights, pixels)
     if left:
       words = contrastive.unit(words + contrastive.unit(regions))
-      queries = words
+      queries = look.queries(words)
   return similarity, weights, regions
 
 
