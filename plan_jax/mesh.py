@@ -1,11 +1,9 @@
 """The device mesh: one axis, `data`, over which batches and, if wanted, parameters are split."""
 
 import re
-from typing import Any, Callable
+from typing import Any
 
-import einops
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -53,36 +51,6 @@ def keep_split(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec('data'))
-
-
-def in_parts(function: Callable[..., Any], *inputs: Any, parts: int) -> Any:
-  """`function(k, *inputs)` of part k of the batch, one after the other; backward, each once more.
-
-  So what is inside is in memory for one part at a time.
-
-  Args:
-    function: of the part's number and its pairs.
-    inputs: trees of arrays whose leading axis is that of the batch.
-    parts: how many; must divide each device's share of the batch.
-
-  Returns:
-    What the function gives for each part, one after the other on a new leading axis.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  devices = 1 if mesh.empty else mesh.size
-  # Each part holds a piece of every device's pairs, so that nothing changes its device.
-  split_up = jax.tree.map(
-      lambda x: einops.rearrange(x, '(d n b) ... -> n (d b) ...', n=parts, d=devices), inputs)
-  return jax.lax.map(
-      lambda part: jax.checkpoint(function)(part[0], *part[1]), (jnp.arange(parts), split_up))
-
-
-def joined(parts: Any) -> Any:
-  """The batch that came out of `in_parts`, in its order."""
-  mesh = jax.sharding.get_abstract_mesh()
-  devices = 1 if mesh.empty else mesh.size
-  return jax.tree.map(
-      lambda x: einops.rearrange(x, 'n (d b) ... -> (d n b) ...', d=devices), parts)
 
 
 def local_copy(tree: Any, *, mesh: Mesh) -> Any:

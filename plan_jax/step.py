@@ -12,6 +12,7 @@ import optax
 
 from plan_jax import config as config_lib
 from plan_jax import flops
+from plan_jax import in_parts
 from plan_jax import mesh as mesh_lib
 from plan_jax import optim
 from plan_jax import shapes
@@ -161,13 +162,13 @@ def make_train_step(
   everywhere, rows = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
   placed = state_shardings(model, optimizer, config=config, mesh=mesh)
 
-  in_parts = functools.partial(_in_parts, chunks=config.train.chunks)
+  of_parts = functools.partial(_of_parts, chunks=config.train.chunks)
 
   def forward(variables, batch, key):
     if config.train.chunks == 1:
       return model.apply(
           variables, batch, train=True, rngs={'dropout': key}, mutable=['batch_stats'])
-    features = in_parts(
+    features = of_parts(
         lambda key, batch: model.apply(
             variables, batch, train=True, rngs={'dropout': key}, method='look'), key, batch)
     return model.apply(variables, features, train=True, mutable=['batch_stats'], method='project')
@@ -184,7 +185,7 @@ def make_train_step(
             outputs, config=config, mesh=mesh), updates
 
       def short_text(keep):
-        read = in_parts(
+        read = of_parts(
             lambda key, *texts: model.apply(
                 variables, *texts[:3], keep=texts[3], train=True, rngs={'dropout': key},
                 method='read'),
@@ -200,7 +201,7 @@ def make_train_step(
         ema = {'params': {**state.params, **state.ema}, 'batch_stats': state.batch_stats}
 
         def of_ema():
-          features = in_parts(
+          features = of_parts(
               lambda _, batch: model.apply(ema, batch, train=False, method='look'),
               dropout_key, batch)
           return model.apply(ema, features, train=False, method='project')
@@ -276,17 +277,15 @@ def model_flops(
   return flops.count(make_train_step(model, optimizer, config=plain, mesh=mesh), state, batch, stage)
 
 
-def _in_parts(towers: Callable[..., Any], key: jax.Array, *inputs: Any, chunks: int) -> Any:
+def _of_parts(towers: Callable[..., Any], key: jax.Array, *inputs: Any, chunks: int) -> Any:
   """`towers(key, *inputs)` part by part, with a key for each.
 
   So the activations of one part are in memory and the features of all, and the losses see
   the whole batch: gradients are those of the plain step, whatever the losses contrast.
-
-  Source: GradCache (Gao et al., arXiv 2101.06983), here by rematerialisation.
   """
   if chunks == 1:
     return towers(key, *inputs)
-  return mesh_lib.joined(mesh_lib.in_parts(
+  return in_parts.joined(in_parts.run(
       lambda part, *inputs: towers(jax.random.fold_in(key, part), *inputs), *inputs, parts=chunks))
 
 

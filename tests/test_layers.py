@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = [  # a module imports only from its own level and those above it in this list
     {'errors', 'shapes', 'merge', 'rules', 'config', 'roll_call'},
-    {'models', 'losses', 'data', 'mesh', 'stages', 'optim', 'metrics', 'prompts',
+    {'models', 'losses', 'data', 'mesh', 'in_parts', 'stages', 'optim', 'metrics', 'prompts',
      'flops', 'processes', 'command_line', 'hlo', 'tpus'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
      'page', 'probes', 'tasks', 'convert'},

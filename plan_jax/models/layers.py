@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from plan_jax import config
+from plan_jax import in_parts
 from plan_jax import mesh
 
 Array = jax.Array
@@ -86,7 +87,7 @@ def layer_norm(*, epsilon: float, dtype: Dtype, name: str) -> nn.LayerNorm:
 class Moments:
   """Of the real items of a batch: how many, their sum and that of their squares, fp32."""
 
-  count: Int[Array, '']
+  count: Float[Array, '']
   total: Float[Array, 'c']
   total_square: Float[Array, 'c']
 
@@ -95,7 +96,8 @@ def moments(x: Float[Array, 'b *n c'], is_real: Bool[Array, 'b *n']) -> Moments:
   """Sums, not products with the mask: TPUs round the operands of those to bf16."""
   x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
   return Moments(
-      count=jnp.sum(is_real), total=jnp.sum(x, axis=axes, where=is_real[..., None]),
+      count=jnp.sum(is_real, dtype=jnp.float32),
+      total=jnp.sum(x, axis=axes, where=is_real[..., None]),
       total_square=jnp.sum(x * x, axis=axes, where=is_real[..., None]))
 
 
@@ -119,25 +121,39 @@ class BatchNorm(nn.Module):
   def __call__(
       self, x: Float[Array, 'b *n c'], is_real: Bool[Array, 'b *n'], *, train: bool
   ) -> Float[Array, 'b *n c']:
-    return self.fitted(x.shape[-1], moments(x, is_real) if train else None)(x)
+    batch = moments(x, is_real) if train else None
+    return self.fitted(x.shape[-1], batch)(x, batch)
 
   @nn.compact
-  def fitted(self, width: int, batch: Moments | None) -> Callable[[Array], Array]:
-    """The normalisation by the moments of a batch, which the running ones follow, or by those."""
+  def fitted(
+      self, width: int, batch: Moments | None
+  ) -> Callable[[Array, Moments | None], Array]:
+    """Normalises by the moments of a batch, or by the running ones, which follow `batch` here."""
     scale = self.param('scale', nn.initializers.ones, (width,))
     bias = self.param('bias', nn.initializers.zeros, (width,))
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (width,))
     running_var = self.variable('batch_stats', 'var', jnp.ones, (width,))
-    mean, var = running_mean.value, running_var.value
-    if batch is not None and not self.is_initializing():
-      batch_mean = batch.total / jnp.maximum(batch.count, 1)
-      batch_var = batch.total_square / jnp.maximum(batch.count, 1) - batch_mean**2
-      mean = jnp.where(batch.count > 0, batch_mean, mean)
-      var = jnp.where(batch.count > 0, jnp.maximum(batch_var, 0.0), var)
-      running_mean.value += (1 - self.momentum) * (mean - running_mean.value)
-      running_var.value += (1 - self.momentum) * (var - running_var.value)
-    factor = scale * jax.lax.rsqrt(var + self.epsilon)
-    return lambda x: ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+    running = running_mean.value, running_var.value
+    follows = batch is not None and not self.is_initializing()
+
+    def mean_and_var(batch):
+      if not follows:
+        return running
+      mean = batch.total / jnp.maximum(batch.count, 1)
+      var = batch.total_square / jnp.maximum(batch.count, 1) - mean**2
+      return (jnp.where(batch.count > 0, mean, running[0]),
+              jnp.where(batch.count > 0, jnp.maximum(var, 0.0), running[1]))
+
+    def normalise(x, batch):
+      mean, var = mean_and_var(batch)
+      factor = scale * jax.lax.rsqrt(var + self.epsilon)
+      return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+
+    if follows:
+      mean, var = mean_and_var(batch)
+      running_mean.value += (1 - self.momentum) * (mean - running[0])
+      running_var.value += (1 - self.momentum) * (var - running[1])
+    return normalise
 
 
 class Head(nn.Module):
@@ -149,7 +165,7 @@ class Head(nn.Module):
   Attributes:
     joint_dim: d.
     dtype: of the layers.
-    parts: in training, so many parts of the batch one after the other (`mesh.in_parts`), once for
+    parts: in training, so many parts of the batch one after the other (`in_parts`), once for
       the statistics of all and once more.
 
   Source: MGCA (Wang et al., NeurIPS 2022), projection heads.
@@ -175,11 +191,13 @@ class Head(nn.Module):
 
     if not train or self.parts == 1 or self.is_initializing():
       return project(x, is_real, functools.partial(norm, is_real=is_real, train=train))
-    of_parts = mesh.in_parts(
+    of_parts = in_parts.run(
         lambda _, x, is_real: moments(dense_1(x), is_real), x, is_real, parts=self.parts)
-    normalise = norm.fitted(width, jax.tree.map(lambda x: jnp.sum(x, axis=0), of_parts))
-    return mesh.joined(mesh.in_parts(
-        lambda _, x, is_real: project(x, is_real, normalise), x, is_real, parts=self.parts))
+    batch = jax.lax.stop_gradient(jax.tree.map(lambda x: jnp.sum(x, axis=0), of_parts))
+    normalise = norm.fitted(width, batch)
+    return in_parts.joined(in_parts.run_with_sums(
+        lambda batch, x, is_real: project(x, is_real, lambda x: normalise(x, batch)), x, is_real,
+        sums=lambda x, is_real: moments(dense_1(x), is_real), total=batch, parts=self.parts))
 
 
 def transformer_dense(features: Any, *, dtype: Dtype, name: str, axis: Any = -1) -> nn.Module:
