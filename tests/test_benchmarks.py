@@ -83,8 +83,9 @@ def test_the_loader_gives_tensors_of_the_same_records(script):
     tensor = getattr(theirs, name)
     assert isinstance(tensor, torch.Tensor) and tensor.numpy().dtype == array.dtype
     assert tuple(tensor.shape) == array.shape
-  fresh = reading._Fresh(records)
+  fresh, cached = (reading._Corpus(records, tokens=tokens) for tokens in ('fresh', 'cached'))
   assert fresh[0].text != fresh[0].text and fresh[0].text.startswith(records[0].text)
+  assert cached[len(records) + 1].id == records[1].id
 
 
 def test_deployed(script, tmp_path, monkeypatch):
