@@ -68,9 +68,9 @@ def main(
     if draw is not None:
       draw(found, out / f'{name}.png')
   has_once = any(case.get('once') for case, _ in found)
-  print(f'{machine()}; {options.rounds} runs of each, in turn'
+  print(f'{name}: {machine()}; {options.rounds} runs of each, in turn'
         + (', long cases once' if has_once and options.rounds > 1 else '') + '\n')
-  print(show(found))
+  print(show(found) + '\n')
 
 
 def options_parser(

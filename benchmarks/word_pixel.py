@@ -138,19 +138,21 @@ def _require_same_loss(*found) -> None:
 def draw(found, path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
+  shown = {key: found[0][0][key] for key in ('pixels', 'dim', 'reports')}
   figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
   for axis, key, label in zip(axes, ('seconds', 'mib'), ('time, s', 'memory, MiB'), strict=True):
     for algorithm, marker in (('ours', 'o'), ('naive', 's'), ('torch', '^')):
       points = [
           (case['batch'], measure.median(results, key)) for case, results in found
-          if case['algorithm'] == algorithm and case['dim'] == 128 and case['reports'] == 'full'
+          if case['algorithm'] == algorithm and case.items() >= shown.items()
           and measure.median(results, key)]
       if points:
         axis.loglog(*zip(*points, strict=True), marker=marker, label=algorithm, base=2)
     axis.set(xlabel='pairs in the batch', ylabel=label)
     axis.grid(alpha=0.3)
   axes[0].legend()
-  figure.suptitle('Word-pixel loss, forward and backward; T = 97, P = 196, D = 128')
+  figure.suptitle('Word-pixel loss, forward and backward; '
+                  f'T = {_WORDS}, P = {shown["pixels"]}, D = {shown["dim"]}')
   figure.savefig(path, dpi=120)
 
 

@@ -28,7 +28,7 @@ def measured(script, wanted=lambda case: True):
   return [(case, [script.run(case)]) for case in script.cases(True) if wanted(case)]
 
 
-def test_word_pixel(script):
+def test_word_pixel(script, tmp_path):
   pytest.importorskip('torch', reason='one of the forms is a PyTorch loop')
   word_pixel = script('word_pixel')
   found = measured(word_pixel)
@@ -36,6 +36,8 @@ def test_word_pixel(script):
   assert ours == pytest.approx(naive, rel=1e-5) and ours == pytest.approx(torch, rel=1e-5)
   table = word_pixel.show(found)
   assert len(table.splitlines()) == 3 and '| 8 | 32 | ragged |' in table
+  word_pixel.draw(found, tmp_path / 'word_pixel.png')
+  assert (tmp_path / 'word_pixel.png').stat().st_size > 1000
   found[1][1][0]['loss'] *= 1.01
   with pytest.raises(AssertionError, match='the losses differ'):
     word_pixel.show(found)
@@ -129,7 +131,7 @@ measure.main(__file__, 'doubles', cases=lambda quick: [{{'n': n}} for n in (1, 2
 """)
   done = subprocess.run([sys.executable, path, '--rounds', '2', '--out', tmp_path / 'out'],
                         capture_output=True, text=True, check=True)
-  assert '6 of 6' in done.stderr and done.stdout.splitlines()[-1] == '2.00 (2.00 to 2.00)'
+  assert '6 of 6' in done.stderr and done.stdout.splitlines()[-2] == '2.00 (2.00 to 2.00)'
   kept = json.loads((tmp_path / 'out' / 'twice.json').read_text())
   assert len({result['process'] for case in kept['cases'][:2] for result in case['results']}) == 4
   assert kept['cases'][2]['results'] == [{'skipped': 'killed by signal 9'}] * 2
