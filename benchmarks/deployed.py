@@ -197,4 +197,5 @@ def show(found) -> str:
 
 
 if __name__ == '__main__':
-  measure.main(__file__, __doc__, cases=cases, measure=run, show=show)
+  measure.main(__file__, __doc__, cases=cases, measure=run, show=show,
+               needs=('torch', 'onnx', 'onnxruntime', 'onnxscript'))

@@ -118,18 +118,21 @@ def show(found) -> str:
 def draw(found, path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
-  figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
-  for how, marker in (('ring', 'o'), ('blockwise', 's')):
-    of = [(case, results) for case, results in found
-          if case['what'] == 'loss' and case['how'] == how]
-    counts = [case['devices'] for case, _ in of]
-    for axis, key in zip(axes, ('temporary_mib', 'sent_mib'), strict=True):
-      axis.plot(counts, [measure.median(results, key) for _, results in of], marker=marker, label=how)
-  for axis, title in zip(axes, ('memory of a device, MiB', 'sent by a device, MiB'), strict=True):
-    axis.set(xlabel='devices, 32 pairs each', title=title, xticks=counts, ylim=(0, None))
-    axis.grid(alpha=0.3)
-  axes[0].legend()
-  figure.suptitle('Word-pixel loss over the global batch, forward and backward')
+  figure, grid = pyplot.subplots(2, 2, figsize=(9, 6), layout='constrained')
+  for axes, (what, title) in zip(grid, (
+      ('loss', 'word-pixel loss, forward and backward'), ('step', "PLAN's training step")), strict=True):
+    for how, marker in zip(dict.fromkeys(case['how'] for case, _ in found if case['what'] == what), 'os'):
+      of = [(case, results) for case, results in found if (case['what'], case['how']) == (what, how)]
+      counts = [case['devices'] for case, _ in of]
+      held, beside, sent = ([measure.median(results, key) for _, results in of]
+                            for key in ('held_mib', 'temporary_mib', 'sent_mib'))
+      axes[0].plot(counts, [sum(both) for both in zip(held, beside)], marker=marker, label=how)
+      axes[1].plot(counts, sent, marker=marker, label=how)
+    for axis, figures in zip(axes, ('memory of a device, MiB', 'sent by a device, MiB'), strict=True):
+      axis.set(xlabel=f'devices, {of[0][0]["pairs"]} pairs each', ylabel=figures, title=title,
+               xticks=counts, ylim=(0, None))
+      axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
   figure.savefig(path, dpi=120)
 
 

@@ -2,11 +2,14 @@
 
 A script gives `main` its cases (small dicts of plain values) and a function that measures
 one. Every round runs all cases once, so that what disturbs the machine for a while
-disturbs all of them; ratios are taken within a round.
+disturbs all of them; ratios are taken within a round. Cases with `'once': True` take too
+long for that: they run in the first round only.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -14,6 +17,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any, Callable, Sequence
 
@@ -28,7 +32,7 @@ def main(
     script: str, description: str, *, cases: Callable[[bool], Sequence[Case]],
     measure: Callable[[Case], Result], show: Callable[[list[tuple[Case, list[Result]]]], str],
     draw: Callable[[list[tuple[Case, list[Result]]], pathlib.Path], None] | None = None,
-    rounds: int = 3, results: pathlib.Path = DOCS / 'performance',
+    rounds: int = 3, results: pathlib.Path = DOCS / 'performance', needs: Sequence[str] = (),
 ) -> None:
   """Command line of a benchmark.
 
@@ -42,42 +46,69 @@ def main(
     draw: writes a figure to the path.
     rounds: how often each case runs.
     results: where figures go by default.
+    needs: packages beyond requirements.txt; looked for before the first case.
   """
-  parser = argparse.ArgumentParser(
-      description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--rounds', type=int, default=rounds, help='runs of each case')
-  parser.add_argument('--quick', action='store_true', help='tiny sizes: does it work?')
-  parser.add_argument('--out', type=pathlib.Path, default=results,
-                      help=f'where figures (JSON) and plot go (default: docs/{results.name})')
+  parser = options_parser(description, rounds=rounds, results=results)
   parser.add_argument('--case', type=json.loads, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.case is not None:
     print(json.dumps(measure(options.case)))
     return
+  missing = [name for name in needs if importlib.util.find_spec(name) is None]
+  if missing:
+    parser.error(f'not installed: {", ".join(missing)}; pip install {" ".join(missing)}')
 
-  wanted = list(cases(options.quick))
-  found = [(case, []) for case in wanted]
   name = pathlib.Path(script).stem
-  options.out.mkdir(parents=True, exist_ok=True)
-  began, done, total = time.monotonic(), 0, options.rounds * len(wanted)
-  for _ in range(options.rounds):
+  with contextlib.ExitStack() as stack:
+    out = options.out
+    if out is None:  # tiny figures do not go where the documentation keeps its own
+      out = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) if options.quick else results
+    out.mkdir(parents=True, exist_ok=True)
+    found = _rounds(script, cases(options.quick), rounds=options.rounds, path=out / f'{name}.json')
+    if draw is not None:
+      draw(found, out / f'{name}.png')
+  has_once = any(case.get('once') for case, _ in found)
+  print(f'{name}: {machine()}; {options.rounds} runs of each, in turn'
+        + (', long cases once' if has_once and options.rounds > 1 else '') + '\n')
+  print(show(found) + '\n')
+
+
+def options_parser(
+    description: str, *, rounds: int | None = None, results: pathlib.Path = DOCS / 'performance',
+) -> argparse.ArgumentParser:
+  """What a benchmark and the command for all of them take."""
+  parser = argparse.ArgumentParser(
+      description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--rounds', type=int, default=rounds, help='runs of each case')
+  parser.add_argument('--quick', action='store_true', help='tiny sizes: does it work?')
+  parser.add_argument(
+      '--out', type=pathlib.Path, help='where figures (JSON) and plot go (default: '
+      f'docs/{results.name}; with --quick nowhere)')
+  return parser
+
+
+def _rounds(script: str, wanted: Sequence[Case], *, rounds: int, path: pathlib.Path):
+  """Cases with the results of each, written to `path` after every run: the next may fail."""
+  found = [(case, []) for case in wanted]
+  began, done = time.monotonic(), 0
+  total = sum(1 if case.get('once') else rounds for case in wanted)
+  for number in range(rounds):
     for case, of_case in found:
+      if number and case.get('once'):
+        continue
       of_case.append(_run(script, case))
       done += 1
-      (options.out / f'{name}.json').write_text(json.dumps({  # now: the next may fail
-          'machine': machine(), 'rounds': options.rounds,
+      path.write_text(json.dumps({
+          'machine': machine(), 'rounds': rounds,
           'cases': [{'case': case, 'results': of_case} for case, of_case in found]}, indent=1) + '\n')
       left = (time.monotonic() - began) / done * (total - done)
       print(f'{done} of {total}, ETA {left / 60:.1f} min: {_name(case)}', file=sys.stderr, flush=True)
-  if draw is not None:
-    draw(found, options.out / f'{name}.png')
-  print(machine() + f'; {options.rounds} runs of each, in turn\n')
-  print(show(found))
+  return found
 
 
 def machine() -> str:
   """Processor, cores and versions, in one line."""
-  versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in _PACKAGES)
+  versions = ', '.join(f'{name} {_version(name)}' for name in _PACKAGES)
   return (f'{len(os.sched_getaffinity(0))} cores of {_processor()}, '
           f'Python {platform.python_version()}, {versions}')
 
@@ -150,6 +181,13 @@ def _run(script: str, case: Case) -> Result:
 
 def _name(case: Case) -> str:
   return ' '.join(f'{key}={value}' for key, value in case.items())
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return 'absent'
 
 
 def _processor() -> str:

@@ -245,4 +245,5 @@ def draw(found, path: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-  measure.main(__file__, __doc__, cases=cases, measure=run, show=show, draw=draw)
+  measure.main(__file__, __doc__, cases=cases, measure=run, show=show, draw=draw,
+               needs=('torch',))

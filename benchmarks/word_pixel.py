@@ -10,6 +10,7 @@ The loss is GLoRIA's local one, forward and backward, fp32, by
 Memory is what the process holds at most, beyond inputs and program. `full` reports have
 all T words, `ragged` ones 8 to T, evenly. Where an array of all pairs would not fit into
 the machine, the naive form is compiled and not run; its memory is the compiler's figure.
+The largest two sizes run once.
 """
 
 import pathlib
@@ -27,7 +28,8 @@ def cases(quick: bool) -> list[measure.Case]:
       *((batch, 196, 128, 'full') for batch in (32, 64, 128, 256, 512)),
       (128, 196, 128, 'ragged'), (64, 196, 768, 'full'), (128, 196, 768, 'full')]
   return [
-      {'algorithm': algorithm, 'batch': batch, 'pixels': pixels, 'dim': dim, 'reports': reports}
+      {'algorithm': algorithm, 'batch': batch, 'pixels': pixels, 'dim': dim, 'reports': reports,
+       **({'once': True} if batch * dim >= 2**16 else {})}
       for batch, pixels, dim, reports in sizes for algorithm in ('ours', 'naive', 'torch')]
 
 
@@ -57,25 +59,27 @@ def _jax(text, image, lengths, *, algorithm: str) -> measure.Result:
   mesh = mesh_lib.make_mesh(jax.devices()[:1])
   chosen = config.Algorithm.AUTO if algorithm == 'ours' else config.Algorithm.REFERENCE
 
-  def loss(text, image):
+  def loss(text, image, is_word, is_pixel):
     return 2 * cross_pair.batch_loss(
         text, image, is_word=is_word, is_pixel=is_pixel, look=gloria.LOOK, is_global=True,
         mib=8, mesh=mesh, algorithm=chosen)
 
-  text, image = jax.device_put((text, image))
-  compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(text, image).compile()
+  inputs = jax.device_put((text, image, is_word, is_pixel))
+  compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*inputs).compile()
   planned = compiled.memory_analysis().temp_size_in_bytes / 2**20
   if planned > 0.9 * measure.free_mib():
     return {'skipped': 'does not fit', 'mib': planned}
-  return _measured(lambda: jax.block_until_ready(compiled(text, image))[0].item())
+  return _measured(lambda: jax.block_until_ready(compiled(*inputs))[0].item())
 
 
 def _torch(text, image, lengths) -> measure.Result:
   import torch
   from torch.nn import functional
 
-  # Six arrays [images, pixels, words] of each report are kept for the backward pass.
-  needed = 5 * 4 * len(image) * image.shape[1] * int(lengths.sum()) / 2**20
+  # Of each report, PyTorch keeps for the backward pass two arrays [images, pixels, words] (what
+  # the softmaxes gave) and four [images, words, dim]: words, regions, and unit vectors of both.
+  images, pixels, dim = image.shape
+  needed = 4 * images * int(lengths.sum()) * (2 * pixels + 4 * dim) / 2**20
   if needed > 0.9 * measure.free_mib():
     return {'skipped': 'does not fit'}
   text = torch.tensor(text, requires_grad=True)
@@ -134,21 +138,24 @@ def _require_same_loss(*found) -> None:
 def draw(found, path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
+  shown = {key: found[0][0][key] for key in ('pixels', 'dim', 'reports')}
   figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
   for axis, key, label in zip(axes, ('seconds', 'mib'), ('time, s', 'memory, MiB'), strict=True):
     for algorithm, marker in (('ours', 'o'), ('naive', 's'), ('torch', '^')):
       points = [
           (case['batch'], measure.median(results, key)) for case, results in found
-          if case['algorithm'] == algorithm and case['dim'] == 128 and case['reports'] == 'full'
+          if case['algorithm'] == algorithm and case.items() >= shown.items()
           and measure.median(results, key)]
       if points:
         axis.loglog(*zip(*points, strict=True), marker=marker, label=algorithm, base=2)
     axis.set(xlabel='pairs in the batch', ylabel=label)
     axis.grid(alpha=0.3)
   axes[0].legend()
-  figure.suptitle('Word-pixel loss, forward and backward; T = 97, P = 196, D = 128')
+  figure.suptitle('Word-pixel loss, forward and backward; '
+                  f'T = {_WORDS}, P = {shown["pixels"]}, D = {shown["dim"]}')
   figure.savefig(path, dpi=120)
 
 
 if __name__ == '__main__':
-  measure.main(__file__, __doc__, cases=cases, measure=run, show=show, draw=draw)
+  measure.main(__file__, __doc__, cases=cases, measure=run, show=show, draw=draw,
+               needs=('torch',))

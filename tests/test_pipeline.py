@@ -1,7 +1,9 @@
 """Tests of plan_jax.data.pipeline."""
 
+from concurrent import futures
 import contextlib
 import itertools
+import pickle
 import threading
 
 import cv2
@@ -12,6 +14,7 @@ import pytest
 from plan_jax import config
 from plan_jax import mesh as mesh_lib
 from plan_jax import shapes
+from plan_jax.data import packed
 from plan_jax.data import pipeline
 from plan_jax.data import records as records_lib
 from plan_jax.data import tokenize
@@ -100,19 +103,65 @@ def test_a_record_is_augmented_anew_each_epoch():
   assert all(len(v) == 2 and (v[0] != v[1]).any() for v in views.values())
 
 
+class _Seen(tokenize.Tokenizer):
+  """Notes what it is asked for."""
+
+  def __init__(self):
+    super().__init__(VOCABULARY, max_pieces=16, max_words=8)
+    self.texts = []
+
+  def __call__(self, text):
+    self.texts.append(text)
+    return super().__call__(text)
+
+
 def test_a_report_is_tokenised_once():
-  seen = []
-
-  def tokenizer(text):
-    seen.append(text)
-    return TOKENIZER(text)
-
+  tokenizer = _Seen()
   batches = pipeline.batches(
       EXAMPLES, tokenizer=tokenizer, settings=config.Data(
           image_size=SIZE, max_pieces=16, max_words=8, threads=1),
       batch_size=2, seed=0, start_step=0)
   assert sorted(_order(_take(batches, 2 * COUNT // 2))) == sorted(2 * list(range(COUNT)))
-  assert sorted(seen) == sorted(example.text for example in EXAMPLES)
+  assert sorted(tokenizer.texts) == sorted(example.text for example in EXAMPLES)
+
+
+def test_packed_tokens_are_what_the_tokenizer_says():
+  long = ' '.join(f'word{k}' for k in range(200))
+  texts = [*(example.text for example in EXAMPLES), '', 'no', long]
+  # 200 words do not fit into eight bits, 70,000 pieces not into sixteen.
+  wide = [*VOCABULARY, *(f'longword{k}' for k in range(70_000))]
+  for tokenizer, asked in (
+      (TOKENIZER, texts),
+      (tokenize.Tokenizer(wide, max_pieces=600, max_words=200), [*texts, 'longword69999'])):
+    packer = packed.Packer(tokenizer)
+    for _ in range(2):  # made, then kept
+      arrays = packer.unpack([packer(text) for text in asked])
+      for name, array in arrays.items():
+        expected = np.stack([getattr(tokenizer(text), name) for text in asked])
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_reports_that_were_kept_stay_and_others_are_tokenised_again():
+  tokenizer = _Seen()
+  texts = [f'word{k}' for k in range(40)]
+  packer = packed.Packer(tokenizer, mib=0.003)
+  first = [packer(text) for text in texts]
+  kept = len(packer._kept)
+  assert 5 < kept < 20 and kept * len(first[0]) < 0.003 * 2**20
+  assert [packer(text) for text in reversed(texts)] == first[::-1]
+  assert tokenizer.texts == [*texts, *reversed(texts[kept:])]
+
+
+def test_threads_share_a_packer_and_processes_copy_it():
+  packer = packed.Packer(TOKENIZER, mib=0.003)
+  texts = [f'word{k} no effusion' for k in range(30)] * 20
+  expected = [packed.Packer(TOKENIZER)(text) for text in texts]
+  with futures.ThreadPoolExecutor(8) as pool:
+    assert list(pool.map(packer, texts)) == expected
+  assert len(packer._kept) <= packer._limit + 8
+  copy = pickle.loads(pickle.dumps(packer))
+  assert [copy(text) for text in texts] == expected
 
 
 def test_seeds_differ_and_neighbours_share_no_epoch():

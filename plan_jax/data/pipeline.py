@@ -7,7 +7,6 @@ starts at step k sees what an uninterrupted run sees from step k on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-import dataclasses
 import functools
 import queue
 import threading
@@ -16,18 +15,15 @@ from typing import Protocol
 import grain
 import jax
 from jax.sharding import Sharding
-from jaxtyping import Int, UInt8
 import numpy as np
 
 from plan_jax import config
 from plan_jax import errors
 from plan_jax import shapes
 from plan_jax.data import augment
+from plan_jax.data import packed
 from plan_jax.data import records as records_lib
 from plan_jax.data import tokenize
-
-
-_KEPT_REPORTS = 100_000  # whose tokens stay in memory: 2.5 kB each
 
 
 class DataError(errors.UserError):
@@ -77,36 +73,32 @@ def batches(
   shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
   frame = functools.partial(
       augment.train_frame, size=settings.image_size, settings=settings.augment)
-  tokens = _kept(tokenizer)
+  packer = packed.Packer(tokenizer)
   rows = (
       grain.MapDataset.source(records)
       .shuffle(seed=shuffle_seed)
       .repeat()
       .random_map(
           lambda example, rng: _row(
-              example, tokens=tokens, frame=lambda image: frame(image, rng)),
+              example, tokens=packer, frame=lambda image: frame(image, rng)),
           seed=augment_seed))
   # Nothing is read before a thread asks for a batch, so slicing batches costs nothing.
-  blocks = rows.batch(batch_size // hosts, drop_remainder=True, batch_fn=_collate_rows)
+  blocks = rows.batch(
+      batch_size // hosts, drop_remainder=True,
+      batch_fn=functools.partial(collate, unpack=packer.unpack))
   own = blocks.slice(slice(start_step * hosts + host, None, hosts))
   return iter(own.to_iter_dataset(grain.ReadOptions(
       num_threads=settings.threads, prefetch_buffer_size=settings.threads)))
 
 
 def collate(
+    rows: Sequence[tuple[np.ndarray, np.ndarray, bytes]],
     *,
-    images: Sequence[UInt8[np.ndarray, 'h w']],
-    extents: Sequence[Int[np.ndarray, '4']],
-    tokens: Sequence[tokenize.Tokens],
+    unpack: Callable[[Sequence[bytes]], dict[str, np.ndarray]],
 ) -> shapes.Batch:
-  """Stacks b frames, their extents and their tokens to a batch of numpy arrays."""
-  return shapes.Batch(
-      image=np.stack(images),
-      extent=np.stack(extents),
-      pieces=np.stack([t.pieces for t in tokens]),
-      piece_word=np.stack([t.piece_word for t in tokens]),
-      word_form=np.stack([t.word_form for t in tokens]),
-      is_negation=np.stack([t.is_negation for t in tokens]))
+  """Stacks b frames, their extents and their packed tokens to a batch of numpy arrays."""
+  images, extents, tokens = zip(*rows, strict=True)
+  return shapes.Batch(image=np.stack(images), extent=np.stack(extents), **unpack(tokens))
 
 
 def to_device(
@@ -167,13 +159,7 @@ def _prefetched(
     thread.join()
 
 
-def _kept(tokenizer: tokenize.Tokenizer) -> Callable[[str], tokenize.Tokens]:
-  """`tokenizer` without `words`, once for each report: epochs repeat them."""
-  return functools.lru_cache(maxsize=_KEPT_REPORTS)(
-      lambda text: dataclasses.replace(tokenizer(text), words=()))
-
-
-def _row(example: records_lib.Example, *, tokens: Callable[[str], tokenize.Tokens], frame):
+def _row(example: records_lib.Example, *, tokens: Callable[[str], bytes], frame):
   """(image, extent, tokens) of one example; `frame` makes the first two."""
   try:
     image = augment.decode_image(example.image)
@@ -182,8 +168,3 @@ def _row(example: records_lib.Example, *, tokens: Callable[[str], tokenize.Token
         f'record {example.id} of split {example.split}: {error}; then prepare the records '
         'again, or leave the row out') from error
   return *frame(image), tokens(example.text)
-
-
-def _collate_rows(rows: Sequence[tuple]) -> shapes.Batch:
-  images, extents, tokens = zip(*rows, strict=True)
-  return collate(images=images, extents=extents, tokens=tokens)

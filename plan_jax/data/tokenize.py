@@ -78,7 +78,7 @@ class Tokenizer:
       raise TokenizerError(f'max_words={max_words}: at least 1 is needed')
     ids = {token: i for i, token in enumerate(vocabulary)}
     self._cls, self._sep = ids['[CLS]'], ids['[SEP]']
-    self._max_pieces, self._max_words = max_pieces, max_words
+    self.max_pieces, self.max_words = max_pieces, max_words
     self._size = len(ids)
     # No token is registered as special: "[MASK]" in a report is five characters.
     self._backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token='[UNK]'))
@@ -95,20 +95,20 @@ class Tokenizer:
     A word that the cut goes through is no word: half a word means something else.
     """
     encoding = self._backend.encode(text)
-    room = self._max_pieces - 2
+    room = self.max_pieces - 2
     ids = encoding.ids[:room]
-    pieces = np.zeros(self._max_pieces, np.int32)
+    pieces = np.zeros(self.max_pieces, np.int32)
     pieces[0] = self._cls
     pieces[1:len(ids) + 1] = ids
     pieces[len(ids) + 1] = self._sep
 
     # Lists are filled faster than arrays, one number at a time.
-    piece_word = [-1] * self._max_pieces
-    word_form = [-1] * self._max_words
-    is_negation = [False] * self._max_words
+    piece_word = [-1] * self.max_pieces
+    word_form = [-1] * self.max_words
+    is_negation = [False] * self.max_words
     words = []
     for first, end, surface in _pre_tokens(encoding, text):
-      if end > room or len(words) == self._max_words:
+      if end > room or len(words) == self.max_words:
         break
       form = surface.lower()
       if form == _HIDDEN_WORD or not (form.isalnum() or any(map(str.isalnum, form))):
