@@ -37,6 +37,11 @@ def broken(config: Any) -> list[str]:
   require(objective.rounds >= 1, 'objective.rounds', 'must be at least 1')
   require(objective.reliability_images >= 1, 'objective.reliability_images', 'must be at least 1')
   require(objective.block_mib >= 1, 'objective.block_mib', 'must be at least 1')
+  require(objective.name != 'gloria' or objective.negatives != 'pair', 'objective.negatives',
+          "must be 'device' or 'global' with objective.name = 'gloria', whose words have no other "
+          "negatives; 'convirt' is GLoRIA's global term alone")
+  require(objective.algorithm != 'fused' or objective.rounds == 1, 'objective.algorithm',
+          f"looks once, not objective.rounds = {objective.rounds} times; use 'auto'")
   for key in ('brightness', 'contrast', 'rotate_degrees'):
     require(getattr(data.augment, key) >= 0, f'data.augment.{key}', 'must not be negative')
   require(objective.cross_pair_words >= 0, 'objective.cross_pair_words', 'must not be negative')
