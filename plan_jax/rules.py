@@ -1,6 +1,7 @@
 """The rules that settings must keep to run: ranges, and what goes together."""
 
 import dataclasses
+import enum
 from typing import Any
 
 
@@ -13,7 +14,8 @@ def broken(config: Any) -> list[str]:
       value = config
       for part in key.split('.'):
         value = getattr(value, part)
-      found.append(f'config.{key} = {value!r}: {rule}')
+      shown = str(value) if isinstance(value, enum.StrEnum) else repr(value)
+      found.append(f'config.{key} = {shown}: {rule}')
 
   data, model, objective, train = config.data, config.model, config.objective, config.train
   require(data.image_size > 0 and data.image_size % 32 == 0, 'data.image_size',

@@ -28,9 +28,9 @@ def test_to_dict_and_resolve_are_inverse():
     ({'stages': {'focus': {'share': 0.9}}}, ['shares sum to 1.4']),
     ({'stages': {'focus': {'keep': 0.0}}}, ['config.stages.focus.keep']),
     ({'objective': {'name': 'gloria', 'negatives': 'pair'}},
-     ['config.objective.negatives', "'pair'", "'device' or 'global'", "'convirt'"]),
+     ['config.objective.negatives = pair', "'device' or 'global'", "'convirt'"]),
     ({'objective': {'algorithm': 'fused', 'rounds': 2}},
-     ['config.objective.algorithm', "'fused'", 'rounds = 2', "'auto'"]),
+     ['config.objective.algorithm = fused', 'rounds = 2', "'auto'"]),
 ])
 def test_errors_name_key_value_and_fix(values, parts):
   with pytest.raises(config.ConfigError) as error:
