@@ -116,7 +116,7 @@ def _scores_backward(block, interpret, kept, d_scores):
   *inputs, attend = kept
   queries, words, is_word, pixels, is_pixel = inputs
   images, blocks = len(pixels), len(words) // block
-  # Rows as in the forward pass: as [j i 1 1] a TPU pads each to 4 KiB.
+  # Rows as in the forward pass: as [j i 1 1] a TPU pads each to 512 bytes.
   d_scores = jnp.pad(d_scores, [(0, 0), (0, -len(words) % _LANES)])[:, None]
 
   def pull(refs, attend, r, *, first):
