@@ -11,11 +11,13 @@ from typing import Any, Callable
 import jax
 from jax.extend import core
 
-# Dense bf16 TFLOP/s of a chip, from the makers' data sheets, by the start of `device_kind`.
+# Dense bf16 TFLOP/s of a chip, from the makers' data sheets, by the start of `device_kind`; the
+# first that fits: cards of one name with less power come before the largest.
 _PEAK_TFLOPS = {
     'TPU v4': 275, 'TPU v5 lite': 197, 'TPU v5e': 197, 'TPU v5p': 459, 'TPU v5': 459,
-    'TPU v6 lite': 918, 'TPU v6e': 918, 'NVIDIA A100': 312, 'NVIDIA H100': 989,
-    'NVIDIA H200': 989, 'NVIDIA B200': 2250}
+    'TPU v6 lite': 918, 'TPU v6e': 918, 'NVIDIA A100': 312, 'NVIDIA H100 PCIe': 756,
+    'NVIDIA H100 NVL': 835, 'NVIDIA H100': 989, 'NVIDIA H200 NVL': 835, 'NVIDIA H200': 989,
+    'NVIDIA B200': 2250}
 
 
 def peak(device: jax.Device) -> float | None:

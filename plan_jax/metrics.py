@@ -91,8 +91,8 @@ class Progress:
     """Leaves `seconds` (an evaluation, a save) out of the next rate."""
     self._paused_s += seconds
 
-  def update(self, step: int, *, stage: str, losses: Mapping[str, float]) -> float:
-    """Shows the line; returns pairs/s since the last call."""
+  def update(self, step: int, *, stage: str, losses: Mapping[str, float]) -> dict[str, float]:
+    """Shows the line; returns `pairs_per_s` since the last call and, if known, `mfu` (0..1)."""
     now = time.monotonic()
     seconds = max(now - self._last - self._paused_s, 1e-9)
     step_s = seconds / (step - self._last_step)
@@ -102,14 +102,18 @@ class Progress:
     self._last_step, self._last, self._paused_s = step, now, 0.0
     self._updates += 1
     terms = ' '.join(f'{name.removeprefix("loss_")} {value:.3f}' for name, value in losses.items())
-    mfu = f'  MFU {self._peak_share_of_step / step_s:.0%}' if self._peak_share_of_step else ''
-    line = (f'{stage:<8} step {step}/{self._total}  {rate:.0f} pairs/s{mfu}  {terms}'            f'  ETA {int(eta) // 60}:{int(eta) % 60:02d}')
+    speed = {'pairs_per_s': rate}
+    if self._peak_share_of_step:
+      speed['mfu'] = self._peak_share_of_step / step_s
+    mfu = f'  MFU {speed["mfu"]:.0%}' if 'mfu' in speed else ''
+    line = (f'{stage:<8} step {step}/{self._total}  {rate:.0f} pairs/s{mfu}  {terms}'
+            f'  ETA {int(eta) // 60}:{int(eta) % 60:02d}')
     if self._live:
       print(f'\r\033[K{line}', end='' if step < self._total else '\n', flush=True)
     elif now - self._printed >= self._quiet_s or step == self._total:
       print(line, flush=True)
       self._printed = now
-    return rate
+    return speed
 
   def note(self, text: str) -> None:
     """Prints a line of its own, below the live line."""

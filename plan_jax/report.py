@@ -16,7 +16,7 @@ _STAGE_COLOURS = ('#dbe9f6', '#fdebd3', '#dff0df', '#f3dfee')
 _COLUMNS = 3
 _TITLE_WIDTH = 60  # characters a line
 _PHRASE_LINES = 2
-_LAST = ('step', 'stage', 'lr', 'grad_norm', 'pairs_per_s', 'skipped_steps')
+_LAST = ('step', 'stage', 'lr', 'grad_norm', 'pairs_per_s', 'mfu', 'skipped_steps')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

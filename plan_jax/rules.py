@@ -1,6 +1,7 @@
 """The rules that settings must keep to run: ranges, and what goes together."""
 
 import dataclasses
+import enum
 from typing import Any
 
 
@@ -13,7 +14,8 @@ def broken(config: Any) -> list[str]:
       value = config
       for part in key.split('.'):
         value = getattr(value, part)
-      found.append(f'config.{key} = {value!r}: {rule}')
+      shown = str(value) if isinstance(value, enum.StrEnum) else repr(value)
+      found.append(f'config.{key} = {shown}: {rule}')
 
   data, model, objective, train = config.data, config.model, config.objective, config.train
   require(data.image_size > 0 and data.image_size % 32 == 0, 'data.image_size',
@@ -37,6 +39,11 @@ def broken(config: Any) -> list[str]:
   require(objective.rounds >= 1, 'objective.rounds', 'must be at least 1')
   require(objective.reliability_images >= 1, 'objective.reliability_images', 'must be at least 1')
   require(objective.block_mib >= 1, 'objective.block_mib', 'must be at least 1')
+  require(objective.name != 'gloria' or objective.negatives != 'pair', 'objective.negatives',
+          "must be 'device' or 'global' with objective.name = 'gloria', whose words have no other "
+          "negatives; 'convirt' is GLoRIA's global term alone")
+  require(objective.algorithm != 'fused' or objective.rounds == 1, 'objective.algorithm',
+          f"looks once, not objective.rounds = {objective.rounds} times; use 'auto'")
   for key in ('brightness', 'contrast', 'rotate_degrees'):
     require(getattr(data.augment, key) >= 0, f'data.augment.{key}', 'must not be negative')
   require(objective.cross_pair_words >= 0, 'objective.cross_pair_words', 'must not be negative')

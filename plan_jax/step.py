@@ -262,7 +262,8 @@ def model_flops(
 ) -> int:
   """FLOPs of a step over all devices: forward and backward, nothing computed twice.
 
-  Of the branches that a stage may skip, such as the teacher's pass, the dearest counts.
+  The branches that a stage may skip, the teacher's pass and the short texts, count as if
+  taken: of a stage that skips them the MFU is too high by their share.
   """
   plain = dataclasses.replace(
       config,

@@ -35,6 +35,7 @@ from plan_jax import mesh as mesh_lib
 from plan_jax import metrics
 from plan_jax import optim
 from plan_jax import processes
+from plan_jax import profiling
 from plan_jax import prompts as prompts_lib
 from plan_jax import report
 from plan_jax import shapes
@@ -49,7 +50,7 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of the run: checkpoints, metrics, pictures. A run found there is '
     'continued.')
 _PROFILE = flags.DEFINE_boolean(
-    'profile', False, 'Record a profile of five steps, for TensorBoard or xprof.')
+    'profile', False, 'Record a profile of five steps in WORKDIR/profile, for TensorBoard or xprof.')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT of process 0, for a run of several processes; they use this '
     'port and the next.')
@@ -58,7 +59,7 @@ _PROCESS_ID = flags.DEFINE_integer('process-id', None, 'Which of them this is, f
 _START_TIMEOUT = flags.DEFINE_integer(
     'start-timeout', 1800, 'Seconds that processes wait for each other at the start.')
 MAX_SKIPPED_IN_A_ROW = 20
-_PROFILED = range(10, 15)  # steps after the start, when all is compiled and caches are warm
+_PROFILED = range(11, 16)  # of the steps since the start: all is compiled and caches are warm
 
 
 class TrainingError(errors.UserError):
@@ -72,7 +73,7 @@ def train(
   """Runs, or continues, the training that `config` describes, in `workdir`.
 
   All processes of `team` call it, with the same arguments; records may be copies, the workdir
-  must be one. With `profile` a trace of a few steps is written as well.
+  must be one. With `profile` a trace of five steps is written as well.
 
   Raises:
     UserError: records, checkpoint or workdir cannot be used; the message says why.
@@ -101,6 +102,10 @@ def train(
     raise TrainingError(  # gloo aborts: XLA does not keep the gathers of all processes in one order
         'config.train.sharding = fsdp: several processes on CPUs cannot split parameters; use '
         'replicated, or one process with several devices')
+  platform = mesh.devices.flat[0].platform
+  if config.objective.algorithm is config_lib.Algorithm.FUSED and platform != 'tpu':
+    raise TrainingError(f'config.objective.algorithm = fused: a kernel for TPUs, this is {platform}; '
+                        'use auto')
 
   model = step_lib.build_model(config, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
@@ -114,8 +119,7 @@ def train(
 
   run = _Run(config=config, workdir=workdir, team=team, mesh=mesh, schedule=schedule,
              checkpoints=checkpoints, vocabulary=vocabulary, content_hash=card['content_hash'],
-             peak_share_of_step=_peak_share_of_step(model, optimizer, config=config, mesh=mesh),
-             profile=profile)
+             peak_share_of_step=_peak_share_of_step(model, optimizer, config=config, mesh=mesh))
   if checkpoints.latest_step() is None:
     hosts = f' of {team.count} processes' if team.count > 1 else ''
     print(f'new run: {len(records)} training pairs, {mesh.size} {jax.default_backend()} '
@@ -134,16 +138,19 @@ def train(
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   print(f'{parameters / 1e6:.1f} M parameters; compiling the step (once for all stages)', flush=True)
 
-  if profile and config.train.steps - int(state.step) < _PROFILED.stop:
-    raise TrainingError(f'--profile needs {_PROFILED.stop} steps to go, there are '
+  profiled = range(int(state.step) + _PROFILED[0], int(state.step) + _PROFILED.stop)
+  if profile and config.train.steps < profiled[-1]:
+    raise TrainingError(f'--profile needs {_PROFILED[-1]} steps to go, there are '
                         f'{config.train.steps - int(state.step)}; leave it out')
+  trace = profiling.Trace(workdir / 'profile', steps=profiled if profile else range(0))
   train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
   batches = pipeline.batches(
       records, tokenizer=tokenizer, settings=config.data, batch_size=config.train.batch_size,
       seed=config.train.seed, start_step=int(state.step),
       host=team.index, hosts=team.count)
-  with contextlib.closing(pipeline.to_device(batches, mesh_lib.split(mesh))) as device_batches:
-    state = run.loop(state, train_step, device_batches)
+  with (contextlib.closing(pipeline.to_device(batches, mesh_lib.split(mesh))) as device_batches,
+        contextlib.closing(trace)):
+    state = run.loop(state, train_step, device_batches, trace=trace)
   run.finish(state)
 
 
@@ -192,11 +199,10 @@ class _Run:
   vocabulary: list[str]
   content_hash: str
   peak_share_of_step: float
-  profile: bool
 
   def loop(
       self, state: step_lib.TrainState, train_step: step_lib.TrainStep,
-      batches: Iterator[shapes.Batch],
+      batches: Iterator[shapes.Batch], *, trace: profiling.Trace,
   ) -> step_lib.TrainState:
     """Steps to the end, logging, validating and saving on the way."""
     settings, start = self.config.train, int(state.step)
@@ -210,14 +216,9 @@ class _Run:
                skipped=int(state.skipped), all_skipped_since=start)
     ends = set(self.schedule.ends.values())
     for step in range(start + 1, settings.steps + 1):
-      if self.profile and step - start == _PROFILED.start:
-        jax.profiler.start_trace(str(self.workdir / 'profile'))
+      trace.before(step, state)
       state, values = train_step(state, next(batches), self.schedule.values(step - 1))
-      if self.profile and step - start == _PROFILED.stop:
-        jax.block_until_ready(state)
-        jax.profiler.stop_trace()
-        progress.note(f'profile of steps {start + _PROFILED.start} to {step} in '
-                      f'{self.workdir / "profile"}: tensorboard --logdir, with xprof')
+      trace.after(step, state)
       log.flush()  # of the step before: the device is busy with this one
       logged = step % settings.log_every == 0 or step == settings.steps
       if logged:
@@ -331,8 +332,8 @@ class _Log:
           f'(now {self.config.optim.lr:g})')
     losses = {k: v for k, v in values.items() if k.startswith('loss')}
     stage = self.schedule.name(step - 1)
-    rate = self.progress.update(step, stage=stage, losses=losses)
-    self.writer.write(step, {'stage': stage, 'pairs_per_s': rate, **values})
+    speed = self.progress.update(step, stage=stage, losses=losses)
+    self.writer.write(step, {'stage': stage, **speed, **values})
 
 
 class _StopSignal:
@@ -355,16 +356,24 @@ class _StopSignal:
     signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
 
 
+def _keep_compiled(workdir: Path) -> None:
+  """Has JAX keep what it compiles, so that a run that continues need not wait for it again."""
+  if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR is not set
+    jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
+
+
 def main(argv: list[str]) -> None:
   """Command line."""
   del argv
   command_line.require(config=command_line.CONFIG.value, workdir=_WORKDIR.value)
   where = processes.place(coordinator=_COORDINATOR.value, count=_NUM_PROCESSES.value,
                           index=_PROCESS_ID.value)
+  workdir = Path(_WORKDIR.value).absolute()
+  _keep_compiled(workdir)
   logging.set_verbosity(logging.ERROR)  # orbax tells of every file, and warns of what is meant
   with processes.joined(where, timeout_s=_START_TIMEOUT.value) as team, team.one_voice():
-    train(config_lib.resolve(command_line.CONFIG.value), Path(_WORKDIR.value).absolute(),
-          team=team, profile=_PROFILE.value)
+    train(config_lib.resolve(command_line.CONFIG.value), workdir, team=team,
+          profile=_PROFILE.value)
 
 
 def cli() -> None:

@@ -27,6 +27,10 @@ def test_to_dict_and_resolve_are_inverse():
     ({'data': {'image_size': 100}}, ['config.data.image_size', '100', '32']),
     ({'stages': {'focus': {'share': 0.9}}}, ['shares sum to 1.4']),
     ({'stages': {'focus': {'keep': 0.0}}}, ['config.stages.focus.keep']),
+    ({'objective': {'name': 'gloria', 'negatives': 'pair'}},
+     ['config.objective.negatives = pair', "'device' or 'global'", "'convirt'"]),
+    ({'objective': {'algorithm': 'fused', 'rounds': 2}},
+     ['config.objective.algorithm = fused', 'rounds = 2', "'auto'"]),
 ])
 def test_errors_name_key_value_and_fix(values, parts):
   with pytest.raises(config.ConfigError) as error:

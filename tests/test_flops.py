@@ -73,6 +73,8 @@ def test_a_step_costs_the_same_however_it_is_computed():
 
 def test_peaks():
   assert flops.peak(types.SimpleNamespace(device_kind='TPU v5 lite')) == 197e12
-  assert flops.peak(types.SimpleNamespace(device_kind='NVIDIA H100 80GB HBM3')) == 989e12
+  for kind, tflops in (('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H100 PCIe', 756),
+                       ('NVIDIA H100 NVL', 835), ('NVIDIA H200', 989), ('NVIDIA H200 NVL', 835)):
+    assert flops.peak(types.SimpleNamespace(device_kind=kind)) == tflops * 1e12
   assert flops.peak(jax.devices('cpu')[0]) is None
   assert np.isclose(flops.peak(types.SimpleNamespace(device_kind='TPU v6 lite')), 918e12)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [  # a module imports only from its own level and those above it in this list
     {'errors', 'shapes', 'merge', 'rules', 'config', 'roll_call'},
     {'models', 'losses', 'data', 'mesh', 'in_parts', 'stages', 'optim', 'metrics', 'prompts',
-     'flops', 'processes', 'command_line', 'hlo', 'tpus'},
+     'flops', 'processes', 'profiling', 'command_line', 'hlo', 'tpus'},
     {'objectives', 'step', 'checkpoint', 'evals', 'inference', 'evaluation', 'ablation', 'report',
      'page', 'probes', 'tasks', 'convert'},
     {'train', 'compile_check', 'eval_zero_shot', 'evaluate', 'ablate', 'data.prepare', 'data.draw',

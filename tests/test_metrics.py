@@ -30,8 +30,19 @@ def test_the_line_shows_rate_and_time_left(monkeypatch, capsys):
   progress.update(10, stage='discover', losses={'loss': 1.0})
   clock[0] = 90.0  # 10 s of work and 20 s of validation
   progress.pause(20.0)
-  rate = progress.update(20, stage='refine', losses={'loss': 2.0, 'loss_global': 1.5})
+  speed = progress.update(20, stage='refine', losses={'loss': 2.0, 'loss_global': 1.5})
   line = capsys.readouterr().out.splitlines()[-1]
-  assert rate == 8.0
+  assert speed == {'pairs_per_s': 8.0} and 'MFU' not in line
   assert line.startswith('refine') and 'step 20/100' in line and '8 pairs/s' in line
   assert 'global 1.500' in line and line.endswith('ETA 1:20')
+
+
+def test_the_share_of_the_peak_is_shown_where_the_peak_is_known(monkeypatch, capsys):
+  clock = [0.0]
+  monkeypatch.setattr(metrics.time, 'monotonic', lambda: clock[0])
+  progress = metrics.Progress(
+      total_steps=100, start_step=0, batch_size=8, peak_share_of_step=0.2, quiet_s=0)
+  clock[0] = 5.0  # ten steps of half a second
+  speed = progress.update(10, stage='discover', losses={})
+  assert speed == {'pairs_per_s': 16.0, 'mfu': 0.4}
+  assert '16 pairs/s  MFU 40%' in capsys.readouterr().out

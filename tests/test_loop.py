@@ -1,0 +1,136 @@
+"""The training loop around a step that is none: what waits for what, profiles, MFU, the cache."""
+
+import contextlib
+import os
+import signal
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plan_jax import mesh as mesh_lib
+from plan_jax import metrics
+from plan_jax import processes
+from plan_jax import profiling
+from plan_jax import stages
+from plan_jax import train
+from tests import tiny
+
+STEPS = 20
+
+
+class Figure:
+  """A metric that tells when it is fetched."""
+
+  def __init__(self, events, step):
+    self._events, self._step = events, step
+
+  def __array__(self, dtype=None, copy=None):
+    del dtype, copy
+    self._events.append(('fetch', self._step))
+    return np.float32(0.0)
+
+
+class Loop:
+  """A run of no model; `events` are what its steps did, in order."""
+
+  def __init__(self, workdir):
+    one_stage = {'discover': {'share': 1.0}, 'refine': {'share': 0.0}, 'focus': {'share': 0.0}}
+    config = tiny.config(stages=one_stage, train={
+        'steps': STEPS, 'batch_size': 8, 'log_every': 1, 'eval_every': 100, 'checkpoint_every': 100})
+    self.workdir, self.events, self.at_step = workdir, [], lambda step: None
+    self.run = train._Run(
+        config=config, workdir=workdir, team=processes.Team(), mesh=None,
+        schedule=stages.schedule(config.stages, total_steps=STEPS), vocabulary=[], content_hash='',
+        checkpoints=types.SimpleNamespace(save=lambda *_, **__: None, close=lambda: None),
+        peak_share_of_step=1e-9)
+    self.run.validate, self.run.about = (lambda *_: {}), (lambda *_: {})
+
+  def step(self, state, batch, stage):
+    del batch, stage
+    number = int(state.step) + 1
+    self.events.append(('dispatch', number))
+    self.at_step(number)
+    value = jnp.sin(jnp.ones(8) * number)
+    values = {'loss': Figure(self.events, number), 'skipped_steps': 0}
+    return types.SimpleNamespace(step=number, skipped=0, value=value), values
+
+  def __call__(self, *, steps=range(0)):
+    start = types.SimpleNamespace(step=0, skipped=0, value=None)
+    trace = profiling.Trace(self.workdir / 'profile', steps=steps)
+    with contextlib.closing(trace):
+      self.run.loop(start, self.step, iter(range(STEPS)), trace=trace)
+
+
+@pytest.fixture
+def loop(tmp_path):
+  before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  yield Loop(tmp_path)
+  for number, handler in before.items():  # a stopped run keeps them: its process ends
+    signal.signal(number, handler)
+
+
+def test_figures_of_a_step_are_fetched_when_the_next_is_under_way(loop):
+  loop()
+  order = {event: place for place, event in enumerate(loop.events)}
+  assert len(order) == 2 * STEPS
+  for step in range(1, STEPS):
+    assert order['fetch', step] > order['dispatch', step + 1], step
+
+
+def test_a_profile_holds_its_steps_and_waits_for_those_before(loop, monkeypatch):
+  monkeypatch.setattr(profiling.jax.profiler, 'start_trace', lambda _: loop.events.append('start'))
+  monkeypatch.setattr(profiling.jax.profiler, 'stop_trace', lambda: loop.events.append('stop'))
+  monkeypatch.setattr(
+      profiling.jax, 'block_until_ready', lambda state: loop.events.append(('wait', state.step)))
+  loop(steps=range(11, 16))
+  events = [event for event in loop.events if event[0] != 'fetch']
+  begin, end = events.index('start'), events.index('stop')
+  assert events[begin - 1:end + 1] == [
+      ('wait', 10), 'start', *(('dispatch', step) for step in range(11, 16)), ('wait', 15), 'stop']
+  assert events.count('start') == events.count('stop') == 1
+
+
+@pytest.mark.parametrize('ending', ['stopped', 'failed'])
+def test_a_run_that_ends_within_its_profile_leaves_it(loop, ending, capsys):
+  def end(step):
+    if step == 12 and ending == 'stopped':
+      os.kill(os.getpid(), signal.SIGTERM)
+    elif step == 12:
+      raise RuntimeError('no more memory')
+
+  loop.at_step = end
+  with pytest.raises(SystemExit if ending == 'stopped' else RuntimeError):
+    loop(steps=range(11, 16))
+  assert list((loop.workdir / 'profile').rglob('*.xplane.pb'))
+  assert 'profile of steps from 11 on, cut short' in capsys.readouterr().out
+  jax.profiler.start_trace(str(loop.workdir / 'another'))  # none is open any more
+  jax.profiler.stop_trace()
+
+
+def test_mfu_is_shown_and_kept(loop, monkeypatch, capsys):
+  mesh = mesh_lib.make_mesh(jax.devices()[:4])
+  monkeypatch.setattr(train.flops, 'peak', lambda device: 5e12)
+  monkeypatch.setattr(train.step_lib, 'model_flops', lambda *_, **__: 2 * 10**12)
+  loop.run.peak_share_of_step = train._peak_share_of_step(None, None, config=None, mesh=mesh)
+  assert loop.run.peak_share_of_step == pytest.approx(0.1)
+  loop()
+  printed = capsys.readouterr().out
+  assert '2 TFLOP a step (model FLOPs)' in printed and '%' in printed.partition('MFU ')[2][:12]
+  rows = metrics.read(loop.workdir / 'metrics.jsonl')
+  assert len(rows) == STEPS
+  for row in rows:
+    assert row['mfu'] == pytest.approx(0.1 * row['pairs_per_s'] / 8)
+
+
+@pytest.mark.parametrize('given, kept', [(None, 'run/compiled'), ('elsewhere', 'elsewhere')])
+def test_what_is_compiled_is_kept_with_the_run_unless_told_where(given, kept, tmp_path):
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update('jax_compilation_cache_dir', given and str(tmp_path / given))
+    train._keep_compiled(tmp_path / 'run')
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / kept)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
