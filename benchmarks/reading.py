@@ -3,9 +3,10 @@ r"""Pairs a second from records to batches: ours, and a PyTorch DataLoader on th
   python benchmarks/reading.py
 
 Both read, decode, augment, tokenise and batch the same ArrayRecord files with the same
-functions, tokens kept by both; what differs is who shuffles, runs ahead and hands over: grain
-with threads and numpy arrays, or the DataLoader in this process, or with one worker process a
-core, which keeps its own tokens and passes tensors on in shared memory.
+functions, tokens kept by both; what differs is who shuffles, runs ahead and hands over: grain,
+with two threads of this process or with one worker process a core, or the DataLoader, in this
+process or with as many workers. Workers keep tokens of their own and pass arrays (tensors) on in
+shared memory.
   cached  each has been read four times when the clock starts: nearly all tokens are kept;
   fresh   no report comes twice, as in a first epoch: one more word, a number, is in each.
 Records: phantoms of 256 and of 512 pixels, made on the way, read as if they were 300,000: grain's
@@ -13,6 +14,7 @@ shuffle takes 4 us a pair then, and 23 us for the 1600 that there are.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -26,7 +28,7 @@ import numpy as np
 import measure
 
 _BATCH, _PAIRS = 64, 300_000
-_BY = ('ours', 'loader', 'loader with workers')
+_BY = ('ours', 'ours with workers', 'loader', 'loader with workers')
 
 
 def cases(quick: bool) -> list[measure.Case]:
@@ -86,8 +88,10 @@ def run(case: measure.Case) -> measure.Result:
   return {'rate': count / took, 'words': float(words)}
 
 
-def _ours(records, tokenizer, settings):
+def _ours(records, tokenizer, settings, *, workers: int = 0):
   from plan_jax.data import pipeline
+
+  settings = dataclasses.replace(settings, workers=workers, threads=1 if workers else 2)
 
   return pipeline.batches(
       records, tokenizer=tokenizer, settings=settings, batch_size=_BATCH, seed=0, start_step=0)
@@ -128,21 +132,24 @@ def _loader(records, tokenizer, settings, *, workers: int = 0):
     yield from loader
 
 
-def _loader_with_workers(records, tokenizer, settings):
-  return _loader(records, tokenizer, settings, workers=len(os.sched_getaffinity(0)))
+def _with_workers(function):
+  return functools.partial(function, workers=len(os.sched_getaffinity(0)))
 
 
-_BATCHES = dict(zip(_BY, (_ours, _loader, _loader_with_workers), strict=True))
+_BATCHES = dict(zip(
+    _BY, (_ours, _with_workers(_ours), _loader, _with_workers(_loader)), strict=True))
 
 
 def show(found) -> str:
-  lines = ['| images | tokens | words a report | ours, pairs/s | DataLoader, in process | '
-           'with workers | ours / in process | ours / with workers |', '|' + '---|' * 8]
-  for ours, alone, workers in zip(found[::3], found[1::3], found[2::3], strict=True):
+  lines = ['| images | tokens | words a report | ours, threads, pairs/s | ours, workers | '
+           'DataLoader, in process | DataLoader, workers | threads / in process | '
+           'workers / workers |', '|' + '---|' * 9]
+  for of_source in zip(*(found[k::4] for k in range(4)), strict=True):
+    case, (threads, workers, alone, theirs) = of_source[0][0], [results for _, results in of_source]
     lines.append('| ' + ' | '.join([
-        f'{ours[0]["side"]} px', ours[0]['tokens'], f'{measure.median(ours[1], "words"):.0f}',
-        *(measure.spread(results, 'rate') for _, results in (ours, alone, workers)),
-        measure.ratio(ours[1], alone[1], 'rate'), measure.ratio(ours[1], workers[1], 'rate')]) + ' |')
+        f'{case["side"]} px', case['tokens'], f'{measure.median(threads, "words"):.0f}',
+        *(measure.spread(results, 'rate') for results in (threads, workers, alone, theirs)),
+        measure.ratio(threads, alone, 'rate'), measure.ratio(workers, theirs, 'rate')]) + ' |')
   return '\n'.join(lines)
 
 
@@ -150,14 +157,15 @@ def draw(found, path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
   figure, axis = pyplot.subplots(figsize=(7, 3.4), layout='constrained')
-  labels = ('plan_jax', 'DataLoader, in process', 'DataLoader, with workers')
+  labels = ('plan_jax, threads', 'plan_jax, workers', 'DataLoader, in process',
+            'DataLoader, workers')
   for k, label in enumerate(labels):
-    of = [results for _, results in found[k::3]]
+    of = [results for _, results in found[k::4]]
     middle = np.array([measure.median(results, 'rate') for results in of])
     ends = np.array([[f(result['rate'] for result in results) for results in of] for f in (min, max)])
-    axis.bar(np.arange(len(of)) + 0.27 * (k - 1), middle, 0.25, label=label,
+    axis.bar(np.arange(len(of)) + 0.2 * (k - 1.5), middle, 0.19, label=label,
              yerr=np.abs(ends - middle), capsize=2)
-  sources = [f'{case["side"]} px, {case["tokens"]} tokens' for case, _ in found[::3]]
+  sources = [f'{case["side"]} px, {case["tokens"]} tokens' for case, _ in found[::4]]
   axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel='pairs/s')
   axis.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
   figure.savefig(path, dpi=120)

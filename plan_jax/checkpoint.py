@@ -27,8 +27,8 @@ from plan_jax import step as step_lib
 FORMAT = 1
 BEST_METRIC = 'val_retrieval_r5'
 # These may change between a run's start and its continuation.
-_FREE_ON_RESUME = ('data.records', 'data.threads', 'train.log_every', 'train.eval_every',
-                   'train.eval_pairs', 'train.checkpoint_every', 'train.keep_newest', 'evaluation',
+_FREE_ON_RESUME = ('data.records', 'data.workers', 'data.threads', 'train.log_every',
+                   'train.eval_every', 'train.eval_pairs', 'train.checkpoint_every', 'train.keep_newest', 'evaluation',
                    'init',  # of a start only
                    # How a step is computed, not what.
                    'train.sharding', 'model.remat', 'objective.algorithm', 'objective.block_mib')

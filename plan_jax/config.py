@@ -191,7 +191,8 @@ class Data:
   max_pieces: int = 128  # word pieces a report, [CLS] and [SEP] included
   max_words: int = 97  # words a report
   augment: Augment = Augment()
-  threads: int = 2  # reader threads a host
+  workers: int = 0  # reader processes a host; 0: threads of the process that trains
+  threads: int = 2  # reader threads, of each worker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ def broken(config: Any) -> list[str]:
   require(3 <= data.max_pieces <= 512, 'data.max_pieces',
           'must lie in 3..512: [CLS], [SEP] and at least one piece; BERT has 512 positions')
   require(data.max_words >= 1, 'data.max_words', 'must be at least 1')
+  require(data.workers >= 0, 'data.workers', 'must be 0, for threads alone, or the number of processes')
   require(data.threads >= 1, 'data.threads', 'must be at least 1')
   require(0 < data.augment.min_area <= 1, 'data.augment.min_area', 'must lie in (0, 1]')
   require(model.pixel_stage in (2, 3, 4), 'model.pixel_stage', 'must be 2, 3 or 4')

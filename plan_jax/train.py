@@ -161,7 +161,8 @@ def _require_one_run(
   Raises:
     ProcessError: it names the processes that differ.
   """
-  shared = dataclasses.replace(config, data=dataclasses.replace(config.data, records='', threads=1))
+  shared = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, records='', workers=0, threads=1))
   team.require_same(json.dumps(config_lib.to_dict(shared)), what='the config',
                     fix='give all the same code and options')
   team.require_same(content_hash, what=f'config.data.records={config.data.records}: the content',

@@ -2,8 +2,12 @@
 
 from concurrent import futures
 import contextlib
+import dataclasses
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
 import threading
 
 import cv2
@@ -181,6 +185,23 @@ def test_the_global_batches_are_the_same_for_any_hosts_and_threads(hosts, thread
   for step, expected in enumerate(reference):
     joined = jax.tree.map(lambda *x: np.concatenate(x), *(part[step] for part in parts))
     _assert_equal(joined, expected)
+
+
+def test_processes_give_the_same_batches_name_what_is_damaged_and_end():
+  settings = dataclasses.replace(SETTINGS, workers=2, threads=1)
+  with contextlib.closing(_batches(settings=settings, start_step=1)) as batches:
+    for batch, expected in zip(itertools.islice(batches, 5), _take(_batches(), 6)[1:], strict=True):
+      _assert_equal(batch, expected)
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    os.kill(children[0].pid, signal.SIGTERM)  # meant for the process that trains
+    assert len(list(itertools.islice(batches, 4))) == 4
+  assert not any(child.is_alive() for child in children)
+  damaged = dataclasses.replace(EXAMPLES[7], id='case7', image=EXAMPLES[7].image[:-60])
+  with contextlib.closing(_batches(
+      records=[*EXAMPLES[:7], damaged, *EXAMPLES[8:]], settings=settings)) as batches:
+    with pytest.raises(pipeline.DataError, match='record case7 of split train: .*prepare'):
+      list(itertools.islice(batches, COUNT))
 
 
 @pytest.mark.parametrize('start', [1, 3, 6])

@@ -2,16 +2,20 @@
 
 Every example has a global position: step * batch_size + row. Position alone, with
 the seed, decides which record it is and how it is augmented. So the sequence of
-global batches is the same for any number of hosts and threads, and a run that
+global batches is the same for any number of hosts, processes and threads, and a run that
 starts at step k sees what an uninterrupted run sees from step k on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
+import os
 import queue
+import signal
 import threading
+import time
 from typing import Protocol
 
+from absl import flags
 import grain
 import jax
 from jax.sharding import Sharding
@@ -59,6 +63,8 @@ def batches(
   Raises:
     DataError: if hosts do not divide the batch, or the records are fewer than a
       batch; while iterating, if a record's image cannot be decoded.
+
+  With `settings.workers` close the iterator at the end, which ends the processes.
   """
   if batch_size % hosts:
     raise DataError(
@@ -86,9 +92,29 @@ def batches(
   blocks = rows.batch(
       batch_size // hosts, drop_remainder=True,
       batch_fn=functools.partial(collate, unpack=packer.unpack))
-  own = blocks.slice(slice(start_step * hosts + host, None, hosts))
-  return iter(own.to_iter_dataset(grain.ReadOptions(
-      num_threads=settings.threads, prefetch_buffer_size=settings.threads)))
+  own = blocks.slice(slice(start_step * hosts + host, None, hosts)).to_iter_dataset(
+      grain.ReadOptions(num_threads=settings.threads, prefetch_buffer_size=settings.threads))
+  if settings.workers:
+    if not flags.FLAGS.is_parsed():  # grain asks for flags of its own; main() of a library has none
+      flags.FLAGS.mark_as_parsed()
+    own = own.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=settings.workers, per_worker_buffer_size=2),
+        worker_init_fn=_begin_worker)
+  return iter(own)
+
+
+def _begin_worker(index: int, count: int):
+  """Ends with its parent, and not before: a signal to all processes is for that to handle."""
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_leave_after, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_after(parent: int):
+  while os.getppid() == parent:
+    time.sleep(1)
+  os._exit(1)
 
 
 def collate(
