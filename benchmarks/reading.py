@@ -100,9 +100,9 @@ def _ours(records, tokenizer, settings, *, workers: int = 0):
 def _loader(records, tokenizer, settings, *, workers: int = 0):
   import torch
 
+  from plan_jax import shapes
   from plan_jax.data import augment
   from plan_jax.data import packed
-  from plan_jax.data import pipeline
 
   packer = packed.Packer(tokenizer)
 
@@ -121,9 +121,9 @@ def _loader(records, tokenizer, settings, *, workers: int = 0):
       return *frame, packer(example.text)
 
   def collate(rows):
-    batch = pipeline.collate(rows, unpack=packer.unpack)
-    return dataclasses.replace(
-        batch, **{name: torch.from_numpy(x) for name, x in vars(batch).items()})
+    images, extents, tokens = zip(*rows, strict=True)
+    arrays = {'image': np.stack(images), 'extent': np.stack(extents), **packer.unpack(tokens)}
+    return shapes.Batch(**{name: torch.from_numpy(x) for name, x in arrays.items()})
 
   loader = torch.utils.data.DataLoader(
       Pairs(), batch_size=_BATCH, shuffle=True, drop_last=True, num_workers=workers,

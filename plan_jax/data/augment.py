@@ -8,6 +8,7 @@ cut out. Training takes one affine map and a change of grey values. No flips:
 reports say left and right.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import struct
@@ -58,14 +59,17 @@ def train_frame(
     *,
     size: int,
     settings: config.Augment,
+    out: UInt8[np.ndarray, '{size} {size}'] | None = None,
 ) -> tuple[UInt8[np.ndarray, '{size} {size}'], Int[np.ndarray, '4']]:
   """A random view of `image`: grey values, crop, shift and rotation.
 
   The crop is a square of `settings.min_area` to 1 of the padded square's area, its
   centre inside the image. The extent is the box around the (rotated) image, and
   zeros fill its corners. Draws six numbers from `rng`, whatever the image.
+
+  `out`, contiguous, gets the frame, which else is a new array.
   """
-  draws = rng.uniform(-1.0, 1.0, size=6)
+  draws = rng.uniform(-1.0, 1.0, size=6).tolist()
   height, width = image.shape
   side = max(height, width)
   area = settings.min_area + (1 - settings.min_area) * (draws[0] + 1) / 2
@@ -81,19 +85,23 @@ def train_frame(
   image = _change_grey(
       image, contrast=1 + settings.contrast * draws[4], shift=255 * settings.brightness * draws[5])
 
+  # (x, y) goes to (cos x - sin y + to_x, sin x + cos y + to_y). Plain numbers: numpy takes five
+  # times as long for so few, and keeps other threads waiting.
   zoom = size / crop
-  to_frame = np.array([
-      [math.cos(angle) * zoom, -math.sin(angle) * zoom, 0.0],
-      [math.sin(angle) * zoom, math.cos(angle) * zoom, 0.0]])
-  to_frame[:, 2] = size / 2 - to_frame[:, :2] @ (centre_x, centre_y)
-  corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]) @ to_frame.T
-  extent = _extent(corners.min(0), corners.max(0), size=size)
+  cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
+  to_x = size / 2 - (cos * centre_x - sin * centre_y)
+  to_y = size / 2 - (sin * centre_x + cos * centre_y)
+  corners = ((0, 0), (width, 0), (0, height), (width, height))
+  x0, x1 = _between([cos * x - sin * y + to_x for x, y in corners], size=size)
+  y0, y1 = _between([sin * x + cos * y + to_y for x, y in corners], size=size)
 
   # From (reduced) pixel centres to pixel centres.
-  warp = to_frame.copy()
-  warp[:, :2] *= (width / image.shape[1], height / image.shape[0])
-  warp[:, 2] += warp[:, :2] @ (0.5, 0.5) - 0.5
-  frame = cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR)
+  by_x, by_y = width / image.shape[1], height / image.shape[0]
+  warp = np.array([
+      [cos * by_x, -sin * by_y, to_x + (cos * by_x - sin * by_y) / 2 - 0.5],
+      [sin * by_x, cos * by_y, to_y + (sin * by_x + cos * by_y) / 2 - 0.5]])
+  frame = cv2.warpAffine(image, warp, (size, size), dst=out, flags=cv2.INTER_LINEAR)
+  extent = np.array([y0, x0, y1, x1], np.int32)
   _clear_outside(frame, extent)
   return frame, extent
 
@@ -199,13 +207,10 @@ def _change_grey(
   return cv2.LUT(image, np.rint(table.clip(0, 255)).astype(np.uint8))
 
 
-def _extent(
-    low: Float[np.ndarray, '2'], high: Float[np.ndarray, '2'], *, size: int,
-) -> Int[np.ndarray, '4']:
-  """(y0, x0, y1, x1) of the pixels whose centres lie in the box (x, y) low to high."""
-  first = np.clip(np.ceil(low - 0.5), 0, size - 1)
-  end = np.clip(np.floor(high + 0.5), first + 1, size)
-  return np.array([first[1], first[0], end[1], end[0]], np.int32)
+def _between(values: Sequence[float], *, size: int) -> tuple[int, int]:
+  """First and end of the pixels whose centres lie between the least and the largest value."""
+  first = min(max(math.ceil(min(values) - 0.5), 0), size - 1)
+  return first, min(max(math.floor(max(values) + 0.5), first + 1), size)
 
 
 def _clear_outside(frame: UInt8[np.ndarray, 'h w'], extent: Int[np.ndarray, '4']):

@@ -6,8 +6,8 @@ global batches is the same for any number of hosts, processes and threads, and a
 starts at step k sees what an uninterrupted run sees from step k on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import functools
+from collections.abc import Iterator, Sequence
+import dataclasses
 import os
 import queue
 import signal
@@ -19,6 +19,7 @@ from absl import flags
 import grain
 import jax
 from jax.sharding import Sharding
+from jaxtyping import UInt8
 import numpy as np
 
 from plan_jax import config
@@ -77,21 +78,14 @@ def batches(
   # Seeds of neighbouring runs must not give neighbouring sequences: grain adds the
   # epoch to the seed of a shuffle.
   shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-  frame = functools.partial(
-      augment.train_frame, size=settings.image_size, settings=settings.augment)
-  packer = packed.Packer(tokenizer)
-  rows = (
+  make = _Batcher(packer=packed.Packer(tokenizer), seed=augment_seed, settings=settings)
+  # Nothing is read before a thread asks for a batch, so slicing batches costs nothing.
+  blocks = (
       grain.MapDataset.source(records)
       .shuffle(seed=shuffle_seed)
       .repeat()
-      .random_map(
-          lambda example, rng: _row(
-              example, tokens=packer, frame=lambda image: frame(image, rng)),
-          seed=augment_seed))
-  # Nothing is read before a thread asks for a batch, so slicing batches costs nothing.
-  blocks = rows.batch(
-      batch_size // hosts, drop_remainder=True,
-      batch_fn=functools.partial(collate, unpack=packer.unpack))
+      .batch(batch_size // hosts, drop_remainder=True, batch_fn=list)
+      .map_with_index(make))
   own = blocks.slice(slice(start_step * hosts + host, None, hosts)).to_iter_dataset(
       grain.ReadOptions(num_threads=settings.threads, prefetch_buffer_size=settings.threads))
   if settings.workers:
@@ -117,14 +111,38 @@ def _leave_after(parent: int):
   os._exit(1)
 
 
-def collate(
-    rows: Sequence[tuple[np.ndarray, np.ndarray, bytes]],
-    *,
-    unpack: Callable[[Sequence[bytes]], dict[str, np.ndarray]],
-) -> shapes.Batch:
-  """Stacks b frames, their extents and their packed tokens to a batch of numpy arrays."""
-  images, extents, tokens = zip(*rows, strict=True)
-  return shapes.Batch(image=np.stack(images), extent=np.stack(extents), **unpack(tokens))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Batcher:
+  """Examples to a batch of numpy arrays, frames written where they belong."""
+
+  packer: packed.Packer
+  seed: int
+  settings: config.Data
+
+  def __call__(self, block: int, examples: Sequence[records_lib.Example]) -> shapes.Batch:
+    """`block` batches of as many rows come before this one."""
+    count, size = len(examples), self.settings.image_size
+    images, extents = np.empty((count, size, size), np.uint8), np.empty((count, 4), np.int32)
+    generators = _generators(self.seed, start=block * count, count=count)
+    for k, (example, rng) in enumerate(zip(examples, generators, strict=True)):
+      _, extents[k] = augment.train_frame(
+          _decoded(example), rng, size=size, settings=self.settings.augment, out=images[k])
+    tokens = self.packer.unpack([self.packer(example.text) for example in examples])
+    return shapes.Batch(image=images, extent=extents, **tokens)
+
+
+def _generators(seed: int, *, start: int, count: int) -> Iterator[np.random.Generator]:
+  """One after the other, those of `count` positions; each is used up before the next.
+
+  The streams of grain's `random_map`: a counter of the position, which costs a third of a new
+  generator.
+  """
+  bits = np.random.Philox(seed)
+  generator, state = np.random.Generator(bits), bits.state
+  for position in range(start, start + count):
+    state['state']['counter'][:] = 0, 0, 0, position
+    bits.state = state
+    yield generator
 
 
 def to_device(
@@ -185,12 +203,10 @@ def _prefetched(
     thread.join()
 
 
-def _row(example: records_lib.Example, *, tokens: Callable[[str], bytes], frame):
-  """(image, extent, tokens) of one example; `frame` makes the first two."""
+def _decoded(example: records_lib.Example) -> UInt8[np.ndarray, 'h w']:
   try:
-    image = augment.decode_image(example.image)
+    return augment.decode_image(example.image)
   except augment.ImageError as error:
     raise DataError(
         f'record {example.id} of split {example.split}: {error}; then prepare the records '
         'again, or leave the row out') from error
-  return *frame(image), tokens(example.text)
