@@ -88,7 +88,7 @@ def _step(case, mesh):
   config = config_lib.resolve({
       'data': {'image_size': case['image_size'], 'max_pieces': case['pieces'], 'max_words': 64},
       'model': {'image': case['image'], 'text': case['text'], 'remat': 'blocks'},
-      'objective': {'block_mib': 8, 'teacher': 'self'},
+      'objective': {'teacher': 'self'},
       'train': {'batch_size': case['pairs'] * case['devices'], 'steps': 100,
                 'sharding': case['how']}})
   model = step_lib.build_model(config, vocab_size=_VOCABULARY)

@@ -63,7 +63,6 @@ def _step(case: measure.Case) -> measure.Result:
   config = config_lib.resolve({
       'data': {'image_size': case['image_size'], 'max_pieces': case['pieces'], 'max_words': 64},
       'model': {'image': case['image'], 'text': case['text'], 'remat': 'blocks'},
-      'objective': {'block_mib': 8},
       'train': {'batch_size': case['batch'], 'steps': 100, 'chunks': case['chunks']}})
   mesh = mesh_lib.make_mesh(jax.devices()[:1])
   model = step_lib.build_model(config, vocab_size=_VOCABULARY)

@@ -62,7 +62,7 @@ def _jax(text, image, lengths, *, algorithm: str) -> measure.Result:
   def loss(text, image, is_word, is_pixel):
     return 2 * cross_pair.batch_loss(
         text, image, is_word=is_word, is_pixel=is_pixel, look=gloria.LOOK, is_global=True,
-        mib=8, mesh=mesh, algorithm=chosen)
+        mib=config.Objective().block_mib, mesh=mesh, algorithm=chosen)
 
   inputs = jax.device_put((text, image, is_word, is_pixel))
   compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*inputs).compile()

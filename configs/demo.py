@@ -20,7 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dropout = 0.0
   config.model.joint_dim = 64
   config.objective.teacher = 'self'
-  config.objective.block_mib = 8  # on two cores faster than smaller and larger ones
   config.stages.discover.share = 0.1  # wide regions teach cells to speak for the whole image
   config.stages.refine.share = 0.2
   config.stages.focus.share = 0.7

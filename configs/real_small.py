@@ -21,7 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.pixel_stage = 2  # 20x20 cells
   config.model.joint_dim = 64
   config.objective.teacher = 'self'
-  config.objective.block_mib = 8  # on two cores faster than smaller and larger ones
   config.stages.discover.share = 0.1
   config.stages.refine.share = 0.2
   config.stages.focus.share = 0.7

@@ -33,6 +33,7 @@ from plan_jax import stages
 from plan_jax import step as step_lib
 from plan_jax import tpus
 from plan_jax.losses import cross_pair as cross_pair_lib
+from plan_jax.losses import pair_scores
 from plan_jax.models import vit
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:16x16 or v4:4x4x4.')
@@ -206,7 +207,7 @@ def advice(config: config_lib.Config, *, cross_pair: cross_pair_lib.Plan | None)
     changes.append(
         f'--config.train.chunks={2 * config.train.chunks}: run the towers in more parts')
   if cross_pair is not None:
-    tile = min(config.objective.block_mib, cross_pair_lib.TPU_TILE_MIB)
+    tile = min(config.objective.block_mib, pair_scores.MOST_MIB['tpu'])
     changes.append(f'--config.objective.block_mib={max(tile // 2, 1)}: smaller tiles of the '
                    'word-pixel scores')
     if cross_pair.is_global and cross_pair.algorithm is not config_lib.Algorithm.RING:

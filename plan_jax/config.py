@@ -248,7 +248,7 @@ class Objective:
   reliability_images: int = 4  # other images that (15) compares with
   rounds: int = 1  # (17b): 1 = one pass of (3)-(6)
   algorithm: Algorithm = Algorithm.AUTO  # of (9)
-  block_mib: int = 256  # byte budget of one tile of (9); on TPUs at most 32 are used
+  block_mib: int = 256  # byte budget of one tile of (9); on TPUs at most 32 are used, on CPUs 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

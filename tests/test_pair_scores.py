@@ -268,17 +268,19 @@ def test_empty_reports_and_blank_images():
 
 
 def test_tiles():
-  of_one = 24 * 1024 * 256
+  of_one = 24 * 512 * 128
 
-  def tile(pairs, *, one_image):
+  def tile(pairs, *, platform):
     found = pair_scores.choose_tile(
-        images=4, reports=12, words=1024, pixels=256, mib=pairs * of_one / 2**20,
-        one_image=one_image)
+        images=4, reports=12, words=512, pixels=128, mib=pairs * of_one / 2**20,
+        platform=platform)
     return found.images, found.reports
 
-  assert tile(5, one_image=True) == (1, 4) and tile(0.1, one_image=True) == (1, 1)
-  assert tile(5, one_image=False) == (2, 2) and tile(16, one_image=False) == (4, 4)
-  assert tile(3, one_image=False) == (1, 3) and tile(100, one_image=False) == (4, 12)
+  assert tile(5, platform='cpu') == (1, 4) and tile(0.1, platform='cpu') == (1, 1)
+  assert tile(5, platform='gpu') == (2, 2) and tile(16, platform='gpu') == (4, 4)
+  assert tile(3, platform='gpu') == (1, 3) and tile(100, platform='gpu') == (4, 12)
+  assert tile(100, platform='cpu') == (1, 4)  # 5 are 8 MiB
+  assert tile(100, platform='tpu') == (4, 4)  # 21 are 32 MiB
   words, pixels, is_word, is_pixel = features()
   with pytest.raises(ValueError, match='reports=3.* does not divide 4 images and 4 reports'):
     pair_scores.blockwise(
@@ -324,7 +326,7 @@ def test_the_plan_says_what_is_done_and_what_it_costs():
   large = cross_pair.plan(batch=32768, devices=256, **sizes)
   assert large.algorithm is Algorithm.RING and large.mib < 300
   assert cross_pair.plan(batch=32768, **sizes).algorithm is Algorithm.BLOCKWISE  # one device
-  assert small.tile == pair_scores.Tile(images=1, reports=256)
+  assert small.tile == pair_scores.Tile(images=1, reports=16)  # 8 MiB on a CPU
   on_chip = cross_pair.plan(batch=16384, devices=256, platform='tpu', **sizes)
   assert on_chip.tile == pair_scores.Tile(images=8, reports=8)
   kernel = cross_pair.plan(batch=256, platform='tpu', algorithm=Algorithm.FUSED, **sizes)

@@ -21,9 +21,6 @@ Array = shapes.Array
 LOGIT_SCALE = 10.0  # of (9), as published by GLoRIA
 
 _GATHERED_MIB = 1024  # above it the words of all devices are not gathered
-# A TPU's compiler keeps tiles of this size on the chip, larger ones in main memory, which then
-# is what the scores wait for (docs/scale.md).
-TPU_TILE_MIB = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +72,7 @@ def plan(
     pixels: of an image.
     dim: of the joint space.
     is_global: scope of the negatives.
-    mib: byte budget of a tile; on TPUs at most 32 are used.
+    mib: byte budget of a tile (see `pair_scores.choose_tile`).
     devices: that share the batch.
     platform: of the devices: cpu, gpu or tpu.
     algorithm: `auto` chooses: tiles, in a ring where the words of all devices would not fit.
@@ -105,9 +102,7 @@ def plan(
     tile = pair_scores.Tile(images=own, reports=reports)
   else:
     tile = pair_scores.choose_tile(
-        images=own, reports=reports, words=words, pixels=pixels,
-        mib=min(mib, TPU_TILE_MIB) if platform == 'tpu' else mib,
-        one_image=platform == 'cpu')
+        images=own, reports=reports, words=words, pixels=pixels, mib=mib, platform=platform)
   matched = batch if is_global else own
   a_ring = algorithm is config.Algorithm.RING
   # Words, forward and backward, and gradients; or words once, and gradients.

@@ -25,6 +25,9 @@ Array = shapes.Array
 
 WORD_SHARPNESS = 5.0  # of the log-sum-exp over words, as published by GLoRIA
 
+# A TPU's compiler keeps tiles of this size on the chip, larger ones in main memory, which then is
+# what the scores wait for (docs/scale.md); a CPU's stay in its cache (docs/performance.md).
+MOST_MIB = {'tpu': 32, 'cpu': 8}
 _COPIES = 6  # fp32 arrays of a tile's size that its backward pass holds at once
 _RUNGS = 4  # lengths that a tile of reports can be cut to
 
@@ -38,22 +41,23 @@ class Tile:
 
 
 def choose_tile(
-    *, images: int, reports: int, words: int, pixels: int, mib: int, one_image: bool,
+    *, images: int, reports: int, words: int, pixels: int, mib: float, platform: str,
 ) -> Tile:
-  """The largest tile that fits into `mib` MiB, of one pair at least.
+  """The largest tile that fits into the budget and into what is near the cores; one pair at least.
 
   Args:
     images: that one device holds.
     reports: that it matches them with at a time (a ring's step: those of one device).
     words: of a report, padding included.
     pixels: of an image.
-    mib: byte budget.
-    one_image: for a CPU: plain matrix products of one image with many reports are twice as
-      fast there as products in batches. Else about as many images as reports: least is read
-      for a pair.
+    mib: byte budget, of which `MOST_MIB` are used.
+    platform: cpu, gpu or tpu. On a CPU plain matrix products of one image with many reports are
+      twice as fast as products in batches. Else about as many images as reports: least is
+      read for a pair.
   """
+  mib = min(mib, MOST_MIB.get(platform, mib))
   pairs = max(1, int(mib * 2**20) // (_COPIES * 4 * words * pixels))
-  tile_images = 1 if one_image else _largest_divisor(images, at_most=math.isqrt(pairs))
+  tile_images = 1 if platform == 'cpu' else _largest_divisor(images, at_most=math.isqrt(pairs))
   return Tile(images=tile_images,
               reports=_largest_divisor(reports, at_most=max(1, pairs // tile_images)))
 

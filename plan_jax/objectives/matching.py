@@ -139,7 +139,7 @@ def match_logits(
   """10 Z of (9) of every report with every image."""
   tile = pair_scores.choose_tile(
       images=len(pixels), reports=len(words), words=words.shape[1], pixels=pixels.shape[1],
-      mib=settings.block_mib, one_image=jax.default_backend() == 'cpu')
+      mib=settings.block_mib, platform=jax.default_backend())
   return cross_pair.LOGIT_SCALE * pair_scores.blockwise(
       words, pixels, look=make_look(settings, relation=relation, stage=stage),
       is_word=is_word, is_pixel=is_pixel, tile=tile)
