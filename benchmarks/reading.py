@@ -165,7 +165,7 @@ def draw(found, path: pathlib.Path) -> None:
     ends = np.array([[f(result['rate'] for result in results) for results in of] for f in (min, max)])
     axis.bar(np.arange(len(of)) + 0.2 * (k - 1.5), middle, 0.19, label=label,
              yerr=np.abs(ends - middle), capsize=2)
-  sources = [f'{case["side"]} px, {case["tokens"]} tokens' for case, _ in found[::4]]
+  sources = [f'{case["side"]} px\n{case["tokens"]} tokens' for case, _ in found[::4]]
   axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel='pairs/s')
   axis.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
   figure.savefig(path, dpi=120)
