@@ -134,7 +134,7 @@ class _Batcher:
 def _generators(seed: int, *, start: int, count: int) -> Iterator[np.random.Generator]:
   """One after the other, those of `count` positions; each is used up before the next.
 
-  The streams of grain's `random_map`: a counter of the position, which costs a third of a new
+  The streams of grain's `random_map`: a counter of the position, which costs half of a new
   generator.
   """
   bits = np.random.Philox(seed)

@@ -76,7 +76,7 @@ def plan(
     devices: that share the batch.
     platform: of the devices: cpu, gpu or tpu.
     algorithm: `auto` chooses: tiles, in a ring where the words of all devices would not fit.
-      It never takes `reference`, which is no faster where it fits (docs/performance.md), nor
+      It never takes `reference`, at best level where it fits (docs/performance.md), nor
       `fused`, which has been compiled for TPUs but never timed on one.
     has_relation: of the look; it and the rounds say which products there are.
     rounds: likewise.
