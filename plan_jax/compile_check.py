@@ -144,7 +144,7 @@ def check(
   return report(
       config, topology=wanted, slices=slices, held=held, cost=cost,
       peak_flops=flops.peak(devices[0]),
-      step_flops=step_lib.model_flops(model, optimizer, config=config, mesh=mesh),
+      step_flops=step_lib.model_flops(model, optimizer, config=config, mesh=mesh).dearest,
       cross_pair=step_lib.contrast_plan(config, mesh), compile_s=time.monotonic() - began)
 
 

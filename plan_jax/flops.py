@@ -6,7 +6,7 @@ is left out, as is usual for model FLOPs.
 """
 
 import math
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import jax
 from jax.extend import core
@@ -28,20 +28,26 @@ def peak(device: jax.Device) -> float | None:
   return None
 
 
-def count(function: Callable[..., Any], *args: Any) -> int:
+def count(
+    function: Callable[..., Any], *args: Any, branch: Callable[[Iterable[int]], int] = max,
+) -> int:
   """FLOPs of the matrix products and convolutions of `function(*args)`.
 
-  Arguments may be `jax.ShapeDtypeStruct`s. Of a branch the dearest side counts, and a
-  `while` loop, whose length nobody knows, once.
+  Arguments may be `jax.ShapeDtypeStruct`s. A `while` loop, whose length nobody knows, counts once.
+
+  Args:
+    function: that is traced, not run.
+    *args: what it takes.
+    branch: which side of a branch counts: `max` the dearest, `min` the cheapest.
   """
-  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+  return _count(jax.make_jaxpr(function)(*args).jaxpr, branch)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
-  return sum(_count_equation(equation) for equation in jaxpr.eqns)
+def _count(jaxpr: core.Jaxpr, branch) -> int:
+  return sum(_count_equation(equation, branch) for equation in jaxpr.eqns)
 
 
-def _count_equation(equation: core.JaxprEqn) -> int:
+def _count_equation(equation: core.JaxprEqn, branch) -> int:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
@@ -55,7 +61,7 @@ def _count_equation(equation: core.JaxprEqn) -> int:
     return (2 * positions * math.prod(kernel) // kernel[output_feature]
             // math.prod(params['lhs_dilation']))
   if name == 'cond':
-    return max(_count(branch.jaxpr) for branch in params['branches'])
+    return branch(_count(side.jaxpr, branch) for side in params['branches'])
   times = {'scan': lambda: params['length'], 'shard_map': lambda: params['mesh'].size}
-  inner = sum(_count(sub) for sub in core.jaxprs_in_params(params))
+  inner = sum(_count(sub, branch) for sub in core.jaxprs_in_params(params))
   return inner * times.get(name, lambda: 1)()

@@ -71,17 +71,13 @@ class Progress:
   """The live line: stage, step, pairs/s, loss terms, time left.
 
   On a terminal the line is rewritten in place; elsewhere a line is printed at
-  most every `quiet_s` seconds. `peak_share_of_step` is what a step of one second would be
-  of the devices' peak FLOP/s; 0 where that is not known, and no MFU is shown.
+  most every `quiet_s` seconds.
   """
 
   def __init__(
-      self, *, total_steps: int, start_step: int, batch_size: int,
-      peak_share_of_step: float = 0.0, quiet_s: float = 10.0,
-  ):
+      self, *, total_steps: int, start_step: int, batch_size: int, quiet_s: float = 10.0):
     self._total, self._batch = total_steps, batch_size
     self._last_step, self._last = start_step, time.monotonic()
-    self._peak_share_of_step = peak_share_of_step
     self._updates, self._step_s = 0, 0.0
     self._quiet_s, self._printed = quiet_s, -quiet_s
     self._live = sys.stdout.isatty()
@@ -91,8 +87,14 @@ class Progress:
     """Leaves `seconds` (an evaluation, a save) out of the next rate."""
     self._paused_s += seconds
 
-  def update(self, step: int, *, stage: str, losses: Mapping[str, float]) -> dict[str, float]:
-    """Shows the line; returns `pairs_per_s` since the last call and, if known, `mfu` (0..1)."""
+  def update(
+      self, step: int, *, stage: str, losses: Mapping[str, float], peak_share_of_step: float = 0.0,
+  ) -> dict[str, float]:
+    """Shows the line; returns `pairs_per_s` since the last call and, if known, `mfu` (0..1).
+
+    `peak_share_of_step` is what a step of one second would use of the devices' peak FLOP/s; 0 where
+    that is not known, and no MFU is shown.
+    """
     now = time.monotonic()
     seconds = max(now - self._last - self._paused_s, 1e-9)
     step_s = seconds / (step - self._last_step)
@@ -103,8 +105,8 @@ class Progress:
     self._updates += 1
     terms = ' '.join(f'{name.removeprefix("loss_")} {value:.3f}' for name, value in losses.items())
     speed = {'pairs_per_s': rate}
-    if self._peak_share_of_step:
-      speed['mfu'] = self._peak_share_of_step / step_s
+    if peak_share_of_step:
+      speed['mfu'] = peak_share_of_step / step_s
     mfu = f'  MFU {speed["mfu"]:.0%}' if 'mfu' in speed else ''
     line = (f'{stage:<8} step {step}/{self._total}  {rate:.0f} pairs/s{mfu}  {terms}'
             f'  ETA {int(eta) // 60}:{int(eta) % 60:02d}')

@@ -84,7 +84,7 @@ def contrast_plan(config: config_lib.Config, mesh: jax.sharding.Mesh) -> cross_p
   is_plan = settings.name is config_lib.ObjectiveName.PLAN
   return cross_pair.plan(
       batch=config.train.batch_size, pixels=rows * columns, dim=config.model.joint_dim,
-      words=min(settings.cross_pair_words or config.data.max_words, config.data.max_words),
+      words=min(is_plan and settings.cross_pair_words or config.data.max_words, config.data.max_words),
       is_global=settings.negatives is config_lib.Negatives.GLOBAL, mib=settings.block_mib,
       devices=mesh.size, platform=mesh.devices.flat[0].platform, algorithm=settings.algorithm,
       has_relation=is_plan and config.model.relation is config_lib.Relation.LEARNED,
@@ -206,8 +206,7 @@ def make_train_step(
               dropout_key, batch)
           return model.apply(ema, features, train=False, method='project')
 
-        return jax.lax.cond(
-            (stage.refine_weight > 0) | (stage.reliability > 0), of_ema, lambda: own)
+        return jax.lax.cond(_asks_teacher(stage), of_ema, lambda: own)
 
       terms = plan.plan_loss(
           outputs, batch, teacher=teach(), stage=stage, settings=settings, grid=grid,
@@ -239,7 +238,7 @@ def make_train_step(
         **{f'loss_{name}': value for name, value in terms.parts.items()},
         **terms.diagnostics,
         'grad_norm': grad_norm,
-        'lr': schedule(state.step),
+        'lr': schedule(state.step - state.skipped),  # as the optimizer counts
         'skipped_steps': new_state.skipped,
     }
     return new_state, metrics
@@ -256,15 +255,36 @@ def make_train_step(
   )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepFlops:
+  """Model FLOPs of a step over all devices: forward and backward, nothing computed twice.
+
+  Attributes:
+    base: of every step.
+    teacher: of the EMA teacher's pass, in stages that ask it.
+    short_text: of the second pass through the text tower, in steps that contrast short texts.
+  """
+
+  base: int
+  teacher: int = 0
+  short_text: int = 0
+
+  def mean(self, stage: shapes.StageValues) -> float:
+    """Of the steps of a stage, on average."""
+    return (self.base + self.teacher * bool(_asks_teacher(stage))
+            + self.short_text * float(stage.short_text_prob))
+
+  @property
+  def dearest(self) -> int:
+    """Of a step that does all there is."""
+    return self.base + self.teacher + self.short_text
+
+
 def model_flops(
     model: plan_model.PlanModel, optimizer: optax.GradientTransformation, *,
     config: config_lib.Config, mesh: jax.sharding.Mesh,
-) -> int:
-  """FLOPs of a step over all devices: forward and backward, nothing computed twice.
-
-  The branches that a stage may skip, the teacher's pass and the short texts, count as if
-  taken: of a stage that skips them the MFU is too high by their share.
-  """
+) -> StepFlops:
+  """What a step costs, counted from the traced program."""
   plain = dataclasses.replace(
       config,
       model=dataclasses.replace(config.model, remat=config_lib.Remat.NONE),
@@ -275,7 +295,16 @@ def model_flops(
   state = jax.eval_shape(lambda: init_state(model, optimizer, config=plain))
   batch = jax.eval_shape(lambda: empty_batch(config.data, size=config.train.batch_size))
   stage = stages.schedule(config.stages, total_steps=config.train.steps).values(0)
-  return flops.count(make_train_step(model, optimizer, config=plain, mesh=mesh), state, batch, stage)
+  step = make_train_step(model, optimizer, config=plain, mesh=mesh)
+  base = flops.count(step, state, batch, stage, branch=min)  # what a stage may skip is in branches
+  teacher = 0
+  if _uses_ema(config.objective):
+    teacher = flops.count(
+        lambda params, batch_stats, batch: model.apply(
+            {'params': params, 'batch_stats': batch_stats}, batch, train=False),
+        state.params, state.batch_stats, batch)
+  everything = flops.count(step, state, batch, stage)
+  return StepFlops(base=base, teacher=teacher, short_text=everything - base - teacher)
 
 
 def _of_parts(towers: Callable[..., Any], key: jax.Array, *inputs: Any, chunks: int) -> Any:
@@ -300,6 +329,10 @@ def _baseline_loss(outputs, *, config, mesh) -> shapes.Terms:
       return gloria.gloria_loss(outputs, settings=config.objective, mesh=mesh)
     case config_lib.ObjectiveName.MGCA:
       return mgca.mgca_loss(outputs, renormalise=config.model.image not in vit.VARIANTS)
+
+
+def _asks_teacher(stage: shapes.StageValues) -> jax.Array:
+  return (stage.refine_weight > 0) | (stage.reliability > 0)
 
 
 def _uses_ema(settings: config_lib.Objective) -> bool:

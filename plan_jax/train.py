@@ -17,7 +17,7 @@ from pathlib import Path
 import signal
 import sys
 import time
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 from absl import app
 from absl import flags
@@ -102,10 +102,10 @@ def train(
     raise TrainingError(  # gloo aborts: XLA does not keep the gathers of all processes in one order
         'config.train.sharding = fsdp: several processes on CPUs cannot split parameters; use '
         'replicated, or one process with several devices')
-  platform = mesh.devices.flat[0].platform
-  if config.objective.algorithm is config_lib.Algorithm.FUSED and platform != 'tpu':
-    raise TrainingError(f'config.objective.algorithm = fused: a kernel for TPUs, this is {platform}; '
-                        'use auto')
+  try:
+    how = step_lib.contrast_plan(config, mesh)
+  except ValueError as error:  # an algorithm that this platform does not have
+    raise TrainingError(f'config.{error}') from None
 
   model = step_lib.build_model(config, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
@@ -117,9 +117,15 @@ def train(
       workdir / 'checkpoints', stage_ends=list(schedule.ends.values()),
       keep_newest=config.train.keep_newest)
 
+  start = checkpoints.latest_step() or 0
+  if profile and config.train.steps < start + _PROFILED[-1]:
+    raise TrainingError(f'--profile needs {_PROFILED[-1]} steps to go, there are '
+                        f'{config.train.steps - start}; leave it out')
+  profiled = range(start + _PROFILED.start, start + _PROFILED.stop) if profile else range(0)
+
   run = _Run(config=config, workdir=workdir, team=team, mesh=mesh, schedule=schedule,
              checkpoints=checkpoints, vocabulary=vocabulary, content_hash=card['content_hash'],
-             peak_share_of_step=_peak_share_of_step(model, optimizer, config=config, mesh=mesh))
+             peak_share=_peak_share(model, optimizer, config=config, mesh=mesh))
   if checkpoints.latest_step() is None:
     hosts = f' of {team.count} processes' if team.count > 1 else ''
     print(f'new run: {len(records)} training pairs, {mesh.size} {jax.default_backend()} '
@@ -132,17 +138,12 @@ def train(
         content_hash=card['content_hash'], shardings=placed)
   if team.is_first:
     (workdir / 'config.json').write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n')
-  how = step_lib.contrast_plan(config, mesh)
   if how:
     print(f'word-pixel contrast: {how}', flush=True)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   print(f'{parameters / 1e6:.1f} M parameters; compiling the step (once for all stages)', flush=True)
 
-  profiled = range(int(state.step) + _PROFILED[0], int(state.step) + _PROFILED.stop)
-  if profile and config.train.steps < profiled[-1]:
-    raise TrainingError(f'--profile needs {_PROFILED[-1]} steps to go, there are '
-                        f'{config.train.steps - int(state.step)}; leave it out')
-  trace = profiling.Trace(workdir / 'profile', steps=profiled if profile else range(0))
+  trace = profiling.Trace(workdir / 'profile', steps=profiled)
   train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
   batches = pipeline.batches(
       records, tokenizer=tokenizer, settings=config.data, batch_size=config.train.batch_size,
@@ -177,14 +178,15 @@ def _require_one_run(
                     fix='give a directory that all hosts share, such as one on NFS')
 
 
-def _peak_share_of_step(model, optimizer, *, config, mesh) -> float:
-  """The FLOPs of a step as a share of a second of all devices; 0 where their peak is unknown."""
+def _peak_share(model, optimizer, *, config, mesh) -> Callable[[shapes.StageValues], float]:
+  """Of a stage: the FLOPs of a step as a share of a second of all devices; 0 if their peak is unknown."""
   peak = flops.peak(mesh.devices.flat[0])
   if peak is None:
-    return 0.0
-  step_flops = step_lib.model_flops(model, optimizer, config=config, mesh=mesh)
-  print(f'{step_flops / 1e12:.3g} TFLOP a step (model FLOPs)', flush=True)
-  return step_flops / (peak * mesh.size)
+    return lambda stage: 0.0
+  found = step_lib.model_flops(model, optimizer, config=config, mesh=mesh)
+  print(f'model FLOPs of a step: {found.base / 1e12:.3g} TFLOP, {found.teacher / 1e12:.3g} more with the '
+        f'teacher, {found.short_text / 1e12:.3g} more with short texts', flush=True)
+  return lambda stage: found.mean(stage) / (peak * mesh.size)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -199,7 +201,7 @@ class _Run:
   checkpoints: checkpoint.Checkpoints
   vocabulary: list[str]
   content_hash: str
-  peak_share_of_step: float
+  peak_share: Callable[[shapes.StageValues], float]
 
   def loop(
       self, state: step_lib.TrainState, train_step: step_lib.TrainStep,
@@ -210,11 +212,10 @@ class _Run:
     writer = (metrics.Writer(self.workdir, start_step=start) if self.team.is_first
               else metrics.Silent())
     progress = metrics.Progress(
-        total_steps=settings.steps, start_step=start, batch_size=settings.batch_size,
-        peak_share_of_step=self.peak_share_of_step)
+        total_steps=settings.steps, start_step=start, batch_size=settings.batch_size)
     stop = _StopSignal()
     log = _Log(config=self.config, schedule=self.schedule, writer=writer, progress=progress,
-               skipped=int(state.skipped), all_skipped_since=start)
+               peak_share=self.peak_share, skipped=int(state.skipped), all_skipped_since=start)
     ends = set(self.schedule.ends.values())
     for step in range(start + 1, settings.steps + 1):
       trace.before(step, state)
@@ -231,6 +232,7 @@ class _Run:
       if validate or save or stopping or step == settings.steps:
         log.flush()
       if validate or save or stopping:
+        jax.block_until_ready(state)  # steps under way are no part of the pause
         began = time.monotonic()
         found = self.validate(state) if validate else {}
         if found:
@@ -310,6 +312,7 @@ class _Log:
   schedule: stages.Schedule
   writer: metrics.Writer
   progress: metrics.Progress
+  peak_share: Callable[[shapes.StageValues], float]
   skipped: int
   all_skipped_since: int
   pending: tuple[int, step_lib.Metrics] | None = None
@@ -333,7 +336,9 @@ class _Log:
           f'(now {self.config.optim.lr:g})')
     losses = {k: v for k, v in values.items() if k.startswith('loss')}
     stage = self.schedule.name(step - 1)
-    speed = self.progress.update(step, stage=stage, losses=losses)
+    speed = self.progress.update(
+        step, stage=stage, losses=losses,
+        peak_share_of_step=self.peak_share(self.schedule.values(step - 1)))
     self.writer.write(step, {'stage': stage, **speed, **values})
 
 

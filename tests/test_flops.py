@@ -11,6 +11,7 @@ from plan_jax import config as config_lib
 from plan_jax import flops
 from plan_jax import mesh as mesh_lib
 from plan_jax import optim
+from plan_jax import stages
 from plan_jax import step as step_lib
 from tests import tiny
 
@@ -26,6 +27,7 @@ def test_products_loops_and_branches():
   assert flops.count(square, shape(8, 8)) == 7 * 2 * 8**3
   either = lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x)
   assert flops.count(either, shape(8, 8)) == 2 * 8**3
+  assert flops.count(either, shape(8, 8), branch=min) == 0
   gradient = jax.grad(lambda x, y: jnp.sum(jnp.sin(x @ y)), argnums=(0, 1))
   assert flops.count(gradient, shape(4, 5), shape(5, 6)) == 3 * 2 * 4 * 5 * 6
 
@@ -54,9 +56,10 @@ def test_towers_cost_what_is_published(image, gflop):
   model = step_lib.build_model(config, vocab_size=1000)
   optimizer = optim.make_optimizer(config.optim, total_steps=10)
   mesh = mesh_lib.make_mesh(jax.devices()[:1])
-  found = step_lib.model_flops(model, optimizer, config=config, mesh=mesh) / batch / 1e9
+  found = step_lib.model_flops(model, optimizer, config=config, mesh=mesh)
+  assert found.dearest == found.base  # no teacher, no short texts
   bert = 6 * pieces * 12 * (12 * 768**2 + 2 * pieces * 768) / 1e9
-  assert found == pytest.approx(gflop + bert, rel=0.04)  # heads, words from pieces
+  assert found.base / batch / 1e9 == pytest.approx(gflop + bert, rel=0.04)  # heads, words from pieces
 
 
 def test_a_step_costs_the_same_however_it_is_computed():
@@ -68,7 +71,31 @@ def test_a_step_costs_the_same_however_it_is_computed():
         model, optimizer, config=config, mesh=mesh_lib.make_mesh(jax.devices()[:devices]))
 
   assert cost(1, remat='blocks') == cost(1)
-  assert cost(4) == pytest.approx(cost(1), rel=1e-3)  # each turns all words by the relation
+  # Each device turns all words by the relation.
+  assert cost(4).dearest == pytest.approx(cost(1).dearest, rel=1e-3)
+
+
+def test_the_cost_of_a_stage_is_that_of_what_it_does():
+  """The teacher's pass is a third of a step's forward and backward; short texts are the text tower's."""
+  def cost(**changes):
+    config = tiny.config(**changes)
+    model = step_lib.build_model(config, vocab_size=tiny.VOCAB_SIZE)
+    optimizer = optim.make_optimizer(config.optim, total_steps=100)
+    found = step_lib.model_flops(
+        model, optimizer, config=config, mesh=mesh_lib.make_mesh(jax.devices()[:1]))
+    return found, stages.schedule(config.stages, total_steps=100)
+
+  found, schedule = cost()
+  plain, _ = cost(objective={'teacher': 'self'})
+  convirt, _ = cost(objective={'name': 'convirt', 'teacher': 'self'})
+  assert plain.base == found.base and plain.teacher == 0 and plain.short_text == found.short_text
+  assert found.teacher == pytest.approx(convirt.base / 3, rel=0.05)
+  assert 0 < found.short_text < convirt.base - found.teacher
+  discover, refine, focus = (
+      found.mean(schedule.values(schedule.ends[name] - 1)) for name in ('discover', 'refine', 'focus'))
+  assert discover == found.base
+  assert refine == found.base + found.teacher
+  assert focus == found.base + found.teacher + found.short_text / 2 < found.dearest
 
 
 def test_peaks():

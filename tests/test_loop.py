@@ -1,6 +1,7 @@
 """The training loop around a step that is none: what waits for what, profiles, MFU, the cache."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import types
@@ -15,6 +16,7 @@ from plan_jax import metrics
 from plan_jax import processes
 from plan_jax import profiling
 from plan_jax import stages
+from plan_jax import step as step_lib
 from plan_jax import train
 from tests import tiny
 
@@ -45,7 +47,7 @@ class Loop:
         config=config, workdir=workdir, team=processes.Team(), mesh=None,
         schedule=stages.schedule(config.stages, total_steps=STEPS), vocabulary=[], content_hash='',
         checkpoints=types.SimpleNamespace(save=lambda *_, **__: None, close=lambda: None),
-        peak_share_of_step=1e-9)
+        peak_share=lambda stage: 1e-9)
     self.run.validate, self.run.about = (lambda *_: {}), (lambda *_: {})
 
   def step(self, state, batch, stage):
@@ -113,16 +115,51 @@ def test_a_run_that_ends_within_its_profile_leaves_it(loop, ending, capsys):
 def test_mfu_is_shown_and_kept(loop, monkeypatch, capsys):
   mesh = mesh_lib.make_mesh(jax.devices()[:4])
   monkeypatch.setattr(train.flops, 'peak', lambda device: 5e12)
-  monkeypatch.setattr(train.step_lib, 'model_flops', lambda *_, **__: 2 * 10**12)
-  loop.run.peak_share_of_step = train._peak_share_of_step(None, None, config=None, mesh=mesh)
-  assert loop.run.peak_share_of_step == pytest.approx(0.1)
+  of_a_step = step_lib.StepFlops(base=2 * 10**12, teacher=10**12)
+  monkeypatch.setattr(train.step_lib, 'model_flops', lambda *_, **__: of_a_step)
+  loop.run.peak_share = train._peak_share(None, None, config=None, mesh=mesh)
+  assert loop.run.peak_share(loop.run.schedule.values(0)) == pytest.approx(0.1)
   loop()
   printed = capsys.readouterr().out
-  assert '2 TFLOP a step (model FLOPs)' in printed and '%' in printed.partition('MFU ')[2][:12]
+  assert 'model FLOPs of a step: 2 TFLOP, 1 more with the teacher' in printed and '%' in printed.partition('MFU ')[2][:12]
   rows = metrics.read(loop.workdir / 'metrics.jsonl')
   assert len(rows) == STEPS
   for row in rows:
     assert row['mfu'] == pytest.approx(0.1 * row['pairs_per_s'] / 8)
+
+
+def test_a_pause_does_not_hold_the_steps_before_it(loop, monkeypatch):
+  """Steps that are under way when a validation begins take their time; the validation takes its own."""
+  clock = [0.0]
+  monkeypatch.setattr(metrics.time, 'monotonic', lambda: clock[0])
+  monkeypatch.setattr(train.time, 'monotonic', lambda: clock[0])
+  ran = [0]
+
+  def run_to(number):
+    clock[0] += 2.0 * (number - ran[0])  # a step takes two seconds
+    ran[0] = number
+
+  def validate(state):
+    run_to(state.step)
+    clock[0] += 100.0
+    return {'val_x': 1.0}
+
+  settings = dataclasses.replace(loop.run.config.train, log_every=10, eval_every=15)
+  loop.run.config = dataclasses.replace(loop.run.config, train=settings)
+  loop.run.validate = validate
+  monkeypatch.setattr(train.jax, 'block_until_ready', lambda state: run_to(state.step))
+  monkeypatch.setattr(train.jax, 'device_get', lambda values: run_to(values['of']) or values)
+  step = loop.step
+
+  def of_number(state, batch, stage):
+    state, values = step(state, batch, stage)
+    return state, {**values, 'loss': 0.0, 'of': state.step}
+
+  loop.step = of_number
+  loop()
+  rows = [row for row in metrics.read(loop.workdir / 'metrics.jsonl') if 'pairs_per_s' in row]
+  assert [row['step'] for row in rows] == [10, 20]
+  assert [row['pairs_per_s'] for row in rows] == [8 / 2.0, 8 / 2.0]
 
 
 @pytest.mark.parametrize('given, kept', [(None, 'run/compiled'), ('elsewhere', 'elsewhere')])

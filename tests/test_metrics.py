@@ -40,9 +40,8 @@ def test_the_line_shows_rate_and_time_left(monkeypatch, capsys):
 def test_the_share_of_the_peak_is_shown_where_the_peak_is_known(monkeypatch, capsys):
   clock = [0.0]
   monkeypatch.setattr(metrics.time, 'monotonic', lambda: clock[0])
-  progress = metrics.Progress(
-      total_steps=100, start_step=0, batch_size=8, peak_share_of_step=0.2, quiet_s=0)
+  progress = metrics.Progress(total_steps=100, start_step=0, batch_size=8, quiet_s=0)
   clock[0] = 5.0  # ten steps of half a second
-  speed = progress.update(10, stage='discover', losses={})
+  speed = progress.update(10, stage='discover', losses={}, peak_share_of_step=0.2)
   assert speed == {'pairs_per_s': 16.0, 'mfu': 0.4}
   assert '16 pairs/s  MFU 40%' in capsys.readouterr().out

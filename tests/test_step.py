@@ -39,7 +39,7 @@ def test_all_stages_share_one_compilation(reference):
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(reference):
-  config, (_, _, train_step) = reference
+  config, (_, straight, train_step) = reference
   before, _, _ = tiny.run(config, devices=1, steps=1, train_step=train_step)
   after, history, _ = tiny.run(config, devices=1, steps=2, poison=1, train_step=train_step)
   assert int(after.skipped) == 1 and int(after.step) == 2
@@ -47,6 +47,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(reference):
   for name in ('params', 'batch_stats', 'ema', 'opt_state'):
     for a, b in zip(jax.tree.leaves(getattr(before, name)), jax.tree.leaves(getattr(after, name))):
       np.testing.assert_array_equal(a, b)
+  _, longer, _ = tiny.run(config, devices=1, steps=3, poison=1, train_step=train_step)
+  assert longer[2]['lr'] == straight[1]['lr'] != straight[2]['lr']  # the optimizer's second step
 
 
 def test_split_parameters_give_the_same_step_in_less_memory(reference):

@@ -185,7 +185,7 @@ def test_refusals_name_the_thing_and_the_fix(straight, records, tmp_path):
   assert 'config.data.records' in refused('', tmp_path)
   assert 'does not exist' in refused(tmp_path / 'nowhere', tmp_path)
   assert 'batch_size = 9' in refused(records, tmp_path, train={'batch_size': 9})  # 8 devices
-  assert 'algorithm = fused: a kernel for TPUs, this is cpu; use auto' in refused(
+  assert "algorithm = 'fused' is a kernel for TPUs, this is cpu; use 'auto'" in refused(
       records, tmp_path, objective={'algorithm': 'fused'})
   blocked = tmp_path / 'file'
   blocked.write_text('')
