@@ -4,19 +4,13 @@ r"""A large batch in little memory: PLAN's step in parts, of equal gradients (Gr
 
 One process, one device. `chunks` parts of the batch go through the towers one after the
 other; the contrasts see all pairs. That the step is equal to the plain one is shown by
-tests/test_step_memory.py. Memory is what the process holds at most, program and
-interpreter included. Another process compiles the step before, into JAX's cache, as
-launch/run.sh has one: what compiling leaves in a process is told beside, by what each holds
-before the step. Where the compiler plans more than the machine has (state, batch and
-temporaries), its figure stands alone.
+tests/test_step_memory.py. Memory is what the process holds at most from its start, interpreter
+and compiling included; before the step it gives back what compiling freed, as training does.
+Where the compiler plans more than the machine has (state, batch and temporaries), its figure
+stands alone.
 """
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-import tempfile
 
 import numpy as np
 
@@ -28,39 +22,23 @@ _VOCABULARY = 28996
 def cases(quick: bool) -> list[measure.Case]:
   if quick:
     sizes = {'image': 'vit_ti16', 'text': 'bert_tiny', 'image_size': 32, 'pieces': 12, 'batch': 8}
-    return [{**sizes, 'chunks': chunks} for chunks in (1, 4)]
-  sizes = {'image': 'vit_s16', 'image_size': 224, 'pieces': 97, 'batch': 1024}
-  return [{**sizes, 'text': 'minilm_l6', 'chunks': chunks} for chunks in (1, 256)]
+    return [{**sizes, 'teacher': 'ema', 'chunks': chunks} for chunks in (1, 4)]
+  sizes = {'image': 'vit_s16', 'image_size': 224, 'pieces': 97, 'batch': 1024, 'text': 'minilm_l6'}
+  return [{**sizes, 'teacher': 'ema', 'chunks': chunks} for chunks in (1, 256)]
 
 
 def run(case: measure.Case) -> measure.Result:
-  if 'compiled_in' in case:
-    return _step(case)
-  with tempfile.TemporaryDirectory() as cache:
-    first = _in_a_process({**case, 'compiled_in': cache, 'compile_only': True})
-    if 'skipped' in first:
-      return first
-    again = _in_a_process({**case, 'compiled_in': cache})
-    return {**again, 'planned_mib': first['planned_mib'], 'first_resident_mib': first['resident_mib']}
-
-
-def _in_a_process(case: measure.Case) -> measure.Result:
-  done = subprocess.run(
-      [sys.executable, __file__, '--case', json.dumps(case)], stdout=subprocess.PIPE, text=True,
-      check=True, env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': case['compiled_in']})
-  return json.loads(done.stdout.splitlines()[-1])
-
-
-def _step(case: measure.Case) -> measure.Result:
   import jax
 
   from plan_jax import config as config_lib
   from plan_jax import mesh as mesh_lib
   from plan_jax import optim
+  from plan_jax import processes
   from plan_jax import stages
   from plan_jax import step as step_lib
 
   config = config_lib.resolve({
+      'objective': {'teacher': case['teacher']},
       'data': {'image_size': case['image_size'], 'max_pieces': case['pieces'], 'max_words': 64},
       'model': {'image': case['image'], 'text': case['text'], 'remat': 'blocks'},
       'train': {'batch_size': case['batch'], 'steps': 100, 'chunks': case['chunks']}})
@@ -77,13 +55,12 @@ def _step(case: measure.Case) -> measure.Result:
   if planned > 0.9 * measure.free_mib():
     return {'skipped': 'does not fit', 'planned_mib': planned}
   state = jax.block_until_ready(begin())
+  processes.trim_heap()
   resident = measure.resident_mib()
-  if case.get('compile_only'):
-    return {'resident_mib': resident, 'planned_mib': planned}
-  measure.reset_peak()
   seconds, = measure.timed(
       lambda: float(compiled(state, batch, stage)[1]['loss']), least=1, seconds=0)
-  return {'seconds': seconds, 'resident_mib': resident, 'peak_mib': measure.peak_mib()}
+  return {'planned_mib': planned, 'resident_mib': resident, 'seconds': seconds,
+          'peak_mib': measure.peak_mib()}
 
 
 def _batch(case, config):
@@ -105,14 +82,12 @@ def _batch(case, config):
 
 
 def show(found) -> str:
-  lines = ['| image tower | text tower | batch | parts | planned by the compiler, MiB | '
-           'before the step, MiB | where it was compiled, MiB | peak of the process, MiB | seconds |',
-           '|---|---|---|---|---|---|---|---|---|']
+  lines = ['| teacher | parts | planned by the compiler, MiB | held before the step, MiB | '
+           'held at most, MiB | seconds |', '|---|---|---|---|---|---|']
   for case, results in found:
-    lines.append('| ' + ' | '.join([
-        case['image'], case['text'], str(case['batch']), str(case['chunks']),
-        *(measure.spread(results, key) for key in (
-            'planned_mib', 'resident_mib', 'first_resident_mib', 'peak_mib', 'seconds'))]) + ' |')
+    lines.append('| ' + ' | '.join([case['teacher'], str(case['chunks']), *(
+        measure.spread(results, key)
+        for key in ('planned_mib', 'resident_mib', 'peak_mib', 'seconds'))]) + ' |')
   return '\n'.join(lines)
 
 

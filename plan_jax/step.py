@@ -151,7 +151,7 @@ def make_train_step(
     config: config_lib.Config,
     mesh: jax.sharding.Mesh,
 ) -> TrainStep:
-  """Compiles the step over `mesh`: batch split over `data`, state placed and donated.
+  """The jitted step over `mesh`: batch split over `data`, state placed and donated.
 
   The stage is data, so one compilation serves all stages. A step whose loss or
   gradient is not finite changes nothing but the step and skip counters.

@@ -12,6 +12,7 @@ Run the same command again to continue a run that stopped. The loop's contract:
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 import signal
@@ -151,6 +152,11 @@ def train(
       host=team.index, hosts=team.count)
   with (contextlib.closing(pipeline.to_device(batches, mesh_lib.split(mesh))) as device_batches,
         contextlib.closing(trace)):
+    if int(state.step) < config.train.steps:
+      first = next(device_batches)  # what cannot be read is told before minutes of compiling
+      train_step = train_step.lower(state, first, schedule.values(int(state.step))).compile()
+      processes.trim_heap()
+      device_batches = itertools.chain([first], device_batches)
     state = run.loop(state, train_step, device_batches, trace=trace)
   run.finish(state)
 

@@ -32,7 +32,8 @@ class Plan:
     is_global: negatives from the whole batch, else from the device's part of it.
     tile: of `pair_scores.blockwise` (a ring's: of one of its steps).
     tflop: of matrix products, forward and backward, with what is computed again; padding counts.
-    mib: of the largest arrays that live at once: words in scope and the tile's.
+    mib: of temporary arrays that live at once: copies and gradients of words in scope and of own
+      pixels, and the tile's.
     wire_mib: received by each device, forward and backward.
   """
 
@@ -64,7 +65,7 @@ def plan(
     has_relation: bool = False,
     rounds: int = 1,
 ) -> Plan:
-  """The cheapest way to match a batch of pairs that `devices` share in equal parts.
+  """How to match a batch of pairs that `devices` share in equal parts, and what it costs.
 
   Args:
     batch: pairs, over all devices.
@@ -75,9 +76,10 @@ def plan(
     mib: byte budget of a tile (see `pair_scores.choose_tile`).
     devices: that share the batch.
     platform: of the devices: cpu, gpu or tpu.
-    algorithm: `auto` chooses: tiles, in a ring where the words of all devices would not fit.
-      It never takes `reference`, at best level where it fits (docs/performance.md), nor
-      `fused`, which has been compiled for TPUs but never timed on one.
+    algorithm: `auto` takes tiles of words that are gathered once, which costs as many FLOPs as a
+      ring and a third less on the wire; a ring where the words of all are more than a GiB. It
+      never takes `reference`, at best level where it fits (docs/performance.md), nor `fused`,
+      which has been compiled for TPUs but never timed on one.
     has_relation: of the look; it and the rounds say which products there are.
     rounds: likewise.
 
@@ -97,25 +99,38 @@ def plan(
     algorithm = config.Algorithm.RING if is_large else config.Algorithm.BLOCKWISE
   if algorithm is config.Algorithm.RING and not gathers:
     algorithm = config.Algorithm.BLOCKWISE  # nothing to send around
-  reports = batch if is_global and algorithm is not config.Algorithm.RING else own
+  a_ring = algorithm is config.Algorithm.RING
+  reports = batch if is_global and not a_ring else own
   if algorithm in (config.Algorithm.REFERENCE, config.Algorithm.FUSED):
     tile = pair_scores.Tile(images=own, reports=reports)
   else:
     tile = pair_scores.choose_tile(
         images=own, reports=reports, words=words, pixels=pixels, mib=mib, platform=platform)
-  matched = batch if is_global else own
-  a_ring = algorithm is config.Algorithm.RING
   # Words, forward and backward, and gradients; or words once, and gradients.
   wire_mib = 3 * of_words if a_ring else 2 * of_words * (devices - 1) / devices
   return Plan(
       algorithm=algorithm, is_global=is_global, tile=tile,
-      tflop=own * matched * words * pixels / 1e12 * _flop_of_an_element(
+      tflop=own * (batch if is_global else own) * words * pixels / 1e12 * _flop_of_an_element(
           algorithm, pixels=pixels, dim=dim, has_relation=has_relation, rounds=rounds),
-      # Words as they came, in the order of their lengths, and gradients.
-      mib=3 * of_words * reports / batch * gathers + (
-          0 if algorithm is config.Algorithm.FUSED else
-          24 * tile.images * tile.reports * words * pixels / 2**20),
+      mib=_held_mib(algorithm, tile, images=own, reports=reports, words=words, pixels=pixels, dim=dim,
+                    gathers=gathers, has_relation=has_relation, rounds=rounds),
       wire_mib=wire_mib if gathers else 0.0)
+
+
+def _held_mib(
+    algorithm, tile, *, images, reports, words, pixels, dim, gathers, has_relation, rounds,
+) -> float:
+  """Temporary memory. The numbers of copies are those of compiled programs (see the tests)."""
+  copies = 2 + 3 * has_relation + 1.5 * gathers  # in the order of their lengths; queries; gradients
+  if algorithm is config.Algorithm.RING:
+    copies = 6 + 4 * has_relation  # those that travel as well, and where they arrive
+  of_words, of_pixels = reports * words * dim, images * pixels * dim
+  has_gram = pair_scores.has_gram(
+      has_relation=has_relation, rounds=rounds, pixels=pixels, dim=dim)
+  grams = 3 * images * pixels**2 * (has_gram and algorithm is not config.Algorithm.FUSED)
+  of_pair = 6 * pixels if has_gram else rounds * (6 * pixels + 2 * dim)  # for a word: weights, regions
+  pairs = 0 if algorithm is config.Algorithm.FUSED else tile.images * tile.reports * words * of_pair
+  return 4 * (copies * of_words + 2 * of_pixels + grams + pairs) / 2**20
 
 
 def _flop_of_an_element(algorithm, *, pixels, dim, has_relation, rounds) -> float:
