@@ -120,20 +120,27 @@ def median(results: Sequence[Result], key: str) -> float | None:
 
 
 def spread(results: Sequence[Result], key: str, *, unit: float = 1.0) -> str:
-  """Median (least to most), for a table; '-' if no run has the figure."""
-  values = [result[key] / unit for result in results if result.get(key) is not None]
-  if not values:
-    return '-'
-  return f'{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})'
+  """Median (least to most), for a table; one run alone stands so; '-' if no run has the figure."""
+  return _spread([result[key] / unit for result in results if result.get(key) is not None], _short)
 
 
 def ratio(above: Sequence[Result], below: Sequence[Result], key: str) -> str:
   """Median (least to most) of above / below, run by run; '-' where one has no figure, or 0 below."""
   pairs = [a[key] / b[key] for a, b in zip(above, below, strict=True)
            if a.get(key) is not None and b.get(key)]
-  if not pairs:
+  return _spread(pairs, '{:.2f}'.format)
+
+
+def _spread(values: Sequence[float], text: Callable[[float], str]) -> str:
+  if not values:
     return '-'
-  return f'{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})'
+  if len(values) == 1:
+    return text(values[0])
+  return f'{text(statistics.median(values))} ({text(min(values))} to {text(max(values))})'
+
+
+def _short(value: float) -> str:
+  return f'{value:.3g}' if abs(value) < 1000 else f'{value:,.0f}'
 
 
 def reset_peak() -> None:

@@ -142,14 +142,14 @@ _BATCHES = dict(zip(
 
 def show(found) -> str:
   lines = ['| images | tokens | words a report | ours, threads, pairs/s | ours, workers | '
-           'DataLoader, in process | DataLoader, workers | threads / in process | '
-           'workers / workers |', '|' + '---|' * 9]
+           'DataLoader, in process | DataLoader, workers | ours / DataLoader, workers |',
+           '|' + '---|' * 8]
   for of_source in zip(*(found[k::4] for k in range(4)), strict=True):
     case, (threads, workers, alone, theirs) = of_source[0][0], [results for _, results in of_source]
     lines.append('| ' + ' | '.join([
         f'{case["side"]} px', case['tokens'], f'{measure.median(threads, "words"):.0f}',
         *(measure.spread(results, 'rate') for results in (threads, workers, alone, theirs)),
-        measure.ratio(threads, alone, 'rate'), measure.ratio(workers, theirs, 'rate')]) + ' |')
+        measure.ratio(workers, theirs, 'rate')]) + ' |')
   return '\n'.join(lines)
 
 

@@ -109,7 +109,7 @@ def _torch(text, image, lengths) -> measure.Result:
 def _measured(step) -> measure.Result:
   before = measure.resident_mib()
   measure.reset_peak()
-  loss = step()  # the first call is timed where it takes long: nothing is left to warm up
+  loss = step()  # warms up
   mib = measure.peak_mib() - before
   return {'seconds': min(measure.timed(step, least=1, seconds=2.0)), 'mib': mib, 'loss': loss}
 

@@ -114,6 +114,14 @@ def test_the_page_of_scale_shows_what_is_kept(script):
   assert table in (docs / 'scale.md').read_text()
 
 
+@pytest.mark.parametrize('name', ['word_pixel', 'devices', 'reading', 'towers', 'large_batch'])
+def test_the_page_of_performance_shows_what_is_kept(script, name):
+  docs = BENCHMARKS.parent / 'docs'
+  kept = json.loads((docs / 'performance' / f'{name}.json').read_text())['cases']
+  table = script(name).show([(case['case'], case['results']) for case in kept])
+  assert table in (docs / 'performance.md').read_text()
+
+
 def test_cases_run_in_processes_of_their_own_and_are_kept(script, tmp_path):
   measure = script('measure')
   path = tmp_path / 'twice.py'
@@ -137,7 +145,8 @@ measure.main(__file__, 'doubles', cases=lambda quick: [{{'n': n}} for n in (1, 2
   assert len({result['process'] for case in kept['cases'][:2] for result in case['results']}) == 4
   assert kept['cases'][2]['results'] == [{'skipped': 'killed by signal 9'}] * 2
   assert measure.spread([{'x': 1.0}, {'x': 3.0}, {}], 'x') == '2 (1 to 3)'
-  assert measure.ratio([{'x': 1.0}, {}], [{'x': 2.0}, {'x': 1.0}], 'x') == '0.50 (0.50 to 0.50)'
+  assert measure.ratio([{'x': 1.0}, {}], [{'x': 2.0}, {'x': 1.0}], 'x') == '0.50'
+  assert measure.spread([{'x': 12345.6}], 'x') == '12,346'
   assert measure.ratio([{'x': 1.0}], [{'x': 0.0}], 'x') == '-'
   assert measure._version('no_such_package') == 'absent'
 
