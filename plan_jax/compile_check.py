@@ -198,7 +198,8 @@ def advice(config: config_lib.Config, *, cross_pair: cross_pair_lib.Plan | None)
   """What to change when a step does not fit, the cheapest first."""
   changes = []
   if config.model.remat is config_lib.Remat.NONE:
-    changes.append('--config.model.remat=dots: keep only the matrix products of the towers')
+    changes.append('--config.model.remat=dots: keep only the matrix products and convolutions of '
+                   'the towers')
   if config.model.remat is not config_lib.Remat.BLOCKS:
     changes.append('--config.model.remat=blocks: keep only the inputs of their blocks')
   if config.train.sharding is not config_lib.Sharding.FSDP:

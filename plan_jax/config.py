@@ -52,7 +52,8 @@ class Relation(enum.StrEnum):
 class Remat(enum.StrEnum):
   """What the backward pass of the towers computes again instead of keeping it.
 
-  `none` keeps everything, `dots` matrix products, `blocks` the inputs of the blocks only.
+  `none` keeps everything, `blocks` the inputs of the blocks only (transformer blocks, residual
+  blocks and stem of a ResNet), `dots` also what comes out of matrix products and convolutions.
   """
 
   NONE = 'none'

@@ -312,18 +312,30 @@ class Stack(nn.Module):
     block = Block(
         self.heads, self.order, self.dropout, self.dtype, self.epsilon, name='blocks')
     x, first_rows = nn.scan(
-        rematerialised(step, self.remat), variable_axes={'params': 0},
+        rematerialised(step, self.remat, in_loop=True), variable_axes={'params': 0},
         split_rngs={'params': True, 'dropout': True}, length=self.depth)(block, x, None)
     return x, first_rows[-1]
 
 
-def rematerialised(function: Any, remat: config.Remat) -> Any:
-  """`function(module, ...)`, what its backward pass keeps chosen by name."""
+def rematerialised(function: Any, remat: config.Remat, *, in_loop: bool) -> Any:
+  """`function(module, ...)`, what its backward pass keeps chosen by name.
+
+  Args:
+    function: of a module and arrays; its inputs are kept whatever the choice.
+    remat: the choice.
+    in_loop: the function is the body of a loop. Outside of one XLA would find what is computed
+      again equal to what was computed before, and keep that, unless told not to.
+  """
   match remat:
     case config.Remat.NONE:
       return function
     case config.Remat.DOTS:
-      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-      return nn.remat(function, policy=policy, prevent_cse=False)
+      return nn.remat(function, policy=_is_product, prevent_cse=not in_loop)
     case config.Remat.BLOCKS:
-      return nn.remat(function, prevent_cse=False)
+      return nn.remat(function, prevent_cse=not in_loop)
+
+
+def _is_product(primitive: Any, *args: Any, **params: Any) -> bool:
+  """A rematerialisation policy: keeps products of activations with weights, convolutions included."""
+  return primitive is jax.lax.conv_general_dilated_p or (
+      jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params))

@@ -152,6 +152,7 @@ class Stage(nn.Module):
   width: int
   depth: int
   stride: int
+  remat: config.Remat
   dtype: Dtype
 
   @nn.compact
@@ -166,7 +167,10 @@ class Stage(nn.Module):
     for i in range(self.depth):
       block = ResidualBlock(
           self.kind, self.width, self.stride if i == 0 else 1, self.dtype, name=f'block_{i}')
-      x = block(x, is_cell_in=is_cell_in if i == 0 else is_cell, is_cell=is_cell, train=train)
+      masked = dict(is_cell_in=is_cell_in if i == 0 else is_cell, is_cell=is_cell, train=train)
+      run = layers.rematerialised(
+          lambda block, x, masked=masked: block(x, **masked), self.remat, in_loop=False)
+      x = run(block, x)
     return x
 
 
@@ -198,18 +202,19 @@ class ResNet(nn.Module):
         layers.cell_mask(extent, grid=(-(-height // s), -(-width // s)), stride=s)
         for s in strides
     ]
-    x = ConvNorm(self.shape.stem, 7, 2, self.dtype, name='stem')(
-        image, masks[0], train=train)
-    x = _zero_outside(nn.relu(x), masks[0])
-    x = _zero_outside(_max_pool(x), masks[1])
+
+    def to_quarter(stem, image):
+      x = _zero_outside(nn.relu(stem(image, masks[0], train=train)), masks[0])
+      return _zero_outside(_max_pool(x), masks[1])
+
+    stem = ConvNorm(self.shape.stem, 7, 2, self.dtype, name='stem')
+    x = layers.rematerialised(to_quarter, self.remat, in_loop=False)(stem, image)
     stages = []
     for i, (width, depth) in enumerate(zip(self.shape.widths, self.shape.depths)):
       stage = Stage(
-          self.shape.block, width, depth, 1 if i == 0 else 2, self.dtype, name=f'stage_{i + 1}')
-      masked = dict(is_cell_in=masks[max(i, 1)], is_cell=masks[i + 1], train=train)
-      run = layers.rematerialised(
-          lambda stage, x, masked=masked: stage(x, **masked), self.remat)
-      x = run(stage, x)
+          self.shape.block, width, depth, 1 if i == 0 else 2, self.remat, self.dtype,
+          name=f'stage_{i + 1}')
+      x = stage(x, is_cell_in=masks[max(i, 1)], is_cell=masks[i + 1], train=train)
       stages.append(x)
     return Maps(
         stages=tuple(stages), is_cell=tuple(masks[1:]),
