@@ -43,6 +43,13 @@ def test_word_pixel(script, tmp_path):
     word_pixel.show(found)
 
 
+def test_large_batch(script):
+  large_batch = script('large_batch')
+  (case, (found,)), = measured(large_batch, lambda case: case['chunks'] == 4)
+  assert 0 < found['planned_mib'] < found['peak_mib'] and found['seconds'] > 0
+  assert '| self | 4 |' in large_batch.show([(case, [found])])
+
+
 def test_devices(script, tmp_path):
   devices = script('devices')
   found = measured(devices, lambda case: case['what'] == 'loss')
