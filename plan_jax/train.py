@@ -111,8 +111,7 @@ def train(
   model = step_lib.build_model(config, vocab_size=len(vocabulary))
   optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
   placed = step_lib.state_shardings(model, optimizer, config=config, mesh=mesh)
-  init = jax.jit(lambda: step_lib.init_state(model, optimizer, config=config),
-                 out_shardings=placed)
+  init = jax.jit(lambda: step_lib.init_state(model, optimizer, config=config), out_shardings=placed)
   schedule = stages.schedule(config.stages, total_steps=config.train.steps)
   checkpoints = checkpoint.Checkpoints(
       workdir / 'checkpoints', stage_ends=list(schedule.ends.values()),
@@ -143,20 +142,13 @@ def train(
     print(f'word-pixel contrast: {how}', flush=True)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   print(f'{parameters / 1e6:.1f} M parameters; compiling the step (once for all stages)', flush=True)
-
-  trace = profiling.Trace(workdir / 'profile', steps=profiled)
   train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
   batches = pipeline.batches(
       records, tokenizer=tokenizer, settings=config.data, batch_size=config.train.batch_size,
       seed=config.train.seed, start_step=int(state.step),
       host=team.index, hosts=team.count)
   with (contextlib.closing(pipeline.to_device(batches, mesh_lib.split(mesh))) as device_batches,
-        contextlib.closing(trace)):
-    if int(state.step) < config.train.steps:
-      first = next(device_batches)  # what cannot be read is told before minutes of compiling
-      train_step = train_step.lower(state, first, schedule.values(int(state.step))).compile()
-      processes.trim_heap()
-      device_batches = itertools.chain([first], device_batches)
+        contextlib.closing(profiling.Trace(workdir / 'profile', steps=profiled)) as trace):
     state = run.loop(state, train_step, device_batches, trace=trace)
   run.finish(state)
 
@@ -223,6 +215,8 @@ class _Run:
     log = _Log(config=self.config, schedule=self.schedule, writer=writer, progress=progress,
                peak_share=self.peak_share, skipped=int(state.skipped), all_skipped_since=start)
     ends = set(self.schedule.ends.values())
+    if start < settings.steps:
+      train_step, batches = self.compiled(train_step, state, batches)
     for step in range(start + 1, settings.steps + 1):
       trace.before(step, state)
       state, values = train_step(state, next(batches), self.schedule.values(step - 1))
@@ -257,6 +251,13 @@ class _Run:
     writer.close()
     stop.restore()
     return state
+
+  def compiled(self, train_step, state, batches):
+    """The step as a program, ready to run, and the batches, of which it has read the first."""
+    first = next(batches)  # what cannot be read is told before minutes of compiling
+    program = train_step.lower(state, first, self.schedule.values(int(state.step))).compile()
+    processes.trim_heap()
+    return program, itertools.chain([first], batches)
 
   def about(self, step: int, found: dict[str, float]) -> dict[str, Any]:
     """What the checkpoint of `step` says of itself."""
