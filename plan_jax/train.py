@@ -257,7 +257,7 @@ class _Run:
     first = next(batches)  # what cannot be read is told before minutes of compiling
     program = train_step.lower(state, first, self.schedule.values(int(state.step))).compile()
     processes.trim_heap()
-    return program, itertools.chain([first], batches)
+    return program, itertools.chain(iter([first]), batches)  # a list would keep it for the whole run
 
   def about(self, step: int, found: dict[str, float]) -> dict[str, Any]:
     """What the checkpoint of `step` says of itself."""

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import signal
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,29 @@ def test_mfu_is_shown_and_kept(loop, monkeypatch, capsys):
   assert len(rows) == STEPS
   for row in rows:
     assert row['mfu'] == pytest.approx(0.1 * row['pairs_per_s'] / 8)
+
+
+def test_the_first_batch_is_read_before_compiling_and_not_kept(loop):
+  class Batch:
+    pass
+
+  def read():
+    for number in range(3):
+      loop.events.append(('read', number))
+      yield Batch()
+
+  def compile_it():
+    loop.events.append('compile')
+    return 'program'
+
+  step = types.SimpleNamespace(lower=lambda *_: types.SimpleNamespace(compile=compile_it))
+  start = types.SimpleNamespace(step=0)
+  program, batches = train._Run.compiled(loop.run, step, start, read())
+  assert program == 'program' and loop.events == [('read', 0), 'compile']
+  first = weakref.ref(next(batches))
+  assert isinstance(next(batches), Batch) and loop.events[-1] == ('read', 1)
+  assert first() is None
+  assert len(list(batches)) == 1
 
 
 def test_a_pause_does_not_hold_the_steps_before_it(loop, monkeypatch):
