@@ -1,15 +1,16 @@
-r"""The contrast of all words with all pixels of a batch: ours, naive JAX, and a PyTorch loop.
+r"""The contrast of all words with all pixels of a batch: ours, plain JAX, and a PyTorch loop.
 
   python benchmarks/word_pixel.py
 
 The loss is GLoRIA's local one, forward and backward, fp32, by
-  ours   plan_jax.losses.cross_pair, as the training step calls it;
-  naive  the same formula with the array of all pairs in memory (its oracle);
-  torch  a loop over reports, as in GLoRIA's published code, written from the formula: a
-         report's own words only, matched with all images at once.
+  ours    plan_jax.losses.cross_pair, as the training step calls it;
+  naive   the formula in JAX with all pairs in memory at once, written down as it stands;
+  oracle  our `reference`: likewise, but with Gram matrices where they save products;
+  torch   a loop over reports, as in GLoRIA's published code, written from the formula: a
+          report's own words only, matched with all images at once.
 Memory is what the process holds at most, beyond inputs and program. `full` reports have
 all T words, `ragged` ones 8 to T, evenly. Where an array of all pairs would not fit into
-the machine, the naive form is compiled and not run; its memory is the compiler's figure.
+the machine, naive and oracle are compiled and not run; their memory is the compiler's figure.
 The largest two sizes run once.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 import measure
 
 _WORDS = 97
+_ALGORITHMS = ('ours', 'naive', 'oracle', 'torch')
 _TEMPERATURES = (4.0, 5.0, 10.0)  # of GLoRIA: attention, words, scores
 
 
@@ -30,7 +32,7 @@ def cases(quick: bool) -> list[measure.Case]:
   return [
       {'algorithm': algorithm, 'batch': batch, 'pixels': pixels, 'dim': dim, 'reports': reports,
        **({'once': True} if batch * dim >= 2**16 else {})}
-      for batch, pixels, dim, reports in sizes for algorithm in ('ours', 'naive', 'torch')]
+      for batch, pixels, dim, reports in sizes for algorithm in _ALGORITHMS]
 
 
 def run(case: measure.Case) -> measure.Result:
@@ -60,6 +62,8 @@ def _jax(text, image, lengths, *, algorithm: str) -> measure.Result:
   chosen = config.Algorithm.AUTO if algorithm == 'ours' else config.Algorithm.REFERENCE
 
   def loss(text, image, is_word, is_pixel):
+    if algorithm == 'naive':
+      return _naive_loss(text, image, is_word)
     return 2 * cross_pair.batch_loss(
         text, image, is_word=is_word, is_pixel=is_pixel, look=gloria.LOOK, is_global=True,
         mib=config.Objective().block_mib, mesh=mesh, algorithm=chosen)
@@ -70,6 +74,24 @@ def _jax(text, image, lengths, *, algorithm: str) -> measure.Result:
   if planned > 0.9 * measure.free_mib():
     return {'skipped': 'does not fit', 'mib': planned}
   return _measured(lambda: jax.block_until_ready(compiled(*inputs))[0].item())
+
+
+def _naive_loss(text, image, is_word):
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  sharpness, over_words, scale = _TEMPERATURES
+  similarity = jnp.einsum('jtd,ipd->ijtp', text, image)
+  share = jax.nn.softmax(jnp.where(is_word[:, :, None], similarity, -jnp.inf), axis=2)
+  attention = jax.nn.softmax(sharpness * share, axis=3)
+  region = jnp.einsum('ijtp,ipd->ijtd', attention, image)
+  cosine = optax.losses.cosine_similarity(text[None], region)
+  score = jax.nn.logsumexp(jnp.where(is_word, over_words * cosine, -jnp.inf), axis=2)
+  target = jnp.arange(len(text))
+  both = (optax.losses.softmax_cross_entropy_with_integer_labels(scale * x, target)
+          for x in (score, score.T))
+  return sum(jnp.mean(x) for x in both)
 
 
 def _torch(text, image, lengths) -> measure.Result:
@@ -115,17 +137,18 @@ def _measured(step) -> measure.Result:
 
 
 def show(found) -> str:
-  lines = ['| B | D | reports | ours, s | torch / ours, time | naive / ours, time | ours, MiB | '
-           'torch / ours, memory | naive / ours, memory |', '|---|---|---|---|---|---|---|---|---|']
-  for ours, naive, torch in zip(found[::3], found[1::3], found[2::3], strict=True):
-    case, results = ours
-    _require_same_loss(ours, naive, torch)
-    lines.append('| ' + ' | '.join([
-        str(case['batch']), str(case['dim']), case['reports'],
-        measure.spread(results, 'seconds'),
-        measure.ratio(torch[1], results, 'seconds'), measure.ratio(naive[1], results, 'seconds'),
-        measure.spread(results, 'mib'),
-        measure.ratio(torch[1], results, 'mib'), measure.ratio(naive[1], results, 'mib')]) + ' |')
+  others = ('torch', 'naive', 'oracle')
+  lines = ['| ' + ' | '.join([
+      'B', 'D', 'reports', 'ours, s', *(f'{name} / ours, time' for name in others),
+      'ours, MiB', *(f'{name} / ours, memory' for name in others)]) + ' |', '|' + 11 * '---|']
+  for of_size in zip(*(found[k::len(_ALGORITHMS)] for k in range(len(_ALGORITHMS))), strict=True):
+    _require_same_loss(*of_size)
+    of = {case['algorithm']: results for case, results in of_size}
+    case, ours = of_size[0][0], of['ours']
+    cells = [str(case['batch']), str(case['dim']), case['reports']]
+    for key in ('seconds', 'mib'):
+      cells += [measure.spread(ours, key), *(measure.ratio(of[name], ours, key) for name in others)]
+    lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
 
@@ -141,7 +164,7 @@ def draw(found, path: pathlib.Path) -> None:
   shown = {key: found[0][0][key] for key in ('pixels', 'dim', 'reports')}
   figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
   for axis, key, label in zip(axes, ('seconds', 'mib'), ('time, s', 'memory, MiB'), strict=True):
-    for algorithm, marker in (('ours', 'o'), ('naive', 's'), ('torch', '^')):
+    for algorithm, marker in zip(_ALGORITHMS, 'osx^', strict=True):
       points = [
           (case['batch'], measure.median(results, key)) for case, results in found
           if case['algorithm'] == algorithm and case.items() >= shown.items()

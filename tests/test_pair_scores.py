@@ -276,10 +276,10 @@ def test_tiles():
         platform=platform)
     return found.images, found.reports
 
-  assert tile(5, platform='cpu') == (1, 4) and tile(0.1, platform='cpu') == (1, 1)
+  assert tile(5, platform='cpu') == (2, 2) and tile(0.1, platform='cpu') == (1, 1)
   assert tile(5, platform='gpu') == (2, 2) and tile(16, platform='gpu') == (4, 4)
   assert tile(3, platform='gpu') == (1, 3) and tile(100, platform='gpu') == (4, 12)
-  assert tile(100, platform='cpu') == (1, 4)  # 5 are 8 MiB
+  assert tile(20, platform='cpu') == (2, 4) and tile(100, platform='cpu') == (2, 4)  # 10 are 16 MiB
   assert tile(100, platform='tpu') == (4, 4)  # 21 are 32 MiB
   words, pixels, is_word, is_pixel = features()
   with pytest.raises(ValueError, match='reports=3.* does not divide 4 images and 4 reports'):
@@ -326,7 +326,7 @@ def test_the_plan_says_what_is_done_and_what_it_costs():
   large = cross_pair.plan(batch=32768, devices=256, **sizes)
   assert large.algorithm is Algorithm.RING and large.mib < 300
   assert cross_pair.plan(batch=32768, **sizes).algorithm is Algorithm.BLOCKWISE  # one device
-  assert small.tile == pair_scores.Tile(images=1, reports=16)  # 8 MiB on a CPU
+  assert small.tile == pair_scores.Tile(images=2, reports=16)  # 16 MiB on a CPU
   on_chip = cross_pair.plan(batch=16384, devices=256, platform='tpu', **sizes)
   assert on_chip.tile == pair_scores.Tile(images=8, reports=8)
   kernel = cross_pair.plan(batch=256, platform='tpu', algorithm=Algorithm.FUSED, **sizes)
@@ -335,7 +335,7 @@ def test_the_plan_says_what_is_done_and_what_it_costs():
   assert alone.algorithm is Algorithm.BLOCKWISE and alone.wire_mib == 0  # nothing to send around
   with pytest.raises(ValueError, match="'fused' is a kernel for TPUs, this is cpu; use 'auto'"):
     cross_pair.plan(batch=256, algorithm=Algorithm.FUSED, **sizes)
-  assert str(small).startswith('blockwise, negatives of the global batch, 1 images x')
+  assert str(small).startswith('blockwise, negatives of the global batch, 2 images x')
   with pytest.raises(ValueError, match='10 pairs cannot be shared by 4 devices equally'):
     cross_pair.plan(batch=10, devices=4, **sizes)
 

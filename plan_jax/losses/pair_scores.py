@@ -27,8 +27,9 @@ WORD_SHARPNESS = 5.0  # of the log-sum-exp over words, as published by GLoRIA
 
 # A TPU's compiler keeps tiles of this size on the chip, larger ones in main memory, which then is
 # what the scores wait for (docs/scale.md); a CPU's stay in its cache (docs/performance.md).
-MOST_MIB = {'tpu': 32, 'cpu': 8}
+MOST_MIB = {'tpu': 32, 'cpu': 16}
 _COPIES = 6  # fp32 arrays of a tile's size that its backward pass holds at once
+_SIDE_BY_SIDE = 2  # images whose products a CPU runs at once, each on its cores
 _RUNGS = 4  # lengths that a tile of reports can be cut to
 
 
@@ -51,13 +52,13 @@ def choose_tile(
     words: of a report, padding included.
     pixels: of an image.
     mib: byte budget, of which `MOST_MIB` are used.
-    platform: cpu, gpu or tpu. On a CPU plain matrix products of one image with many reports are
-      twice as fast as products in batches. Else about as many images as reports: least is
-      read for a pair.
+    platform: cpu, gpu or tpu. On a CPU few images and many reports, for the products of `_scores`.
+      Else about as many images as reports: least is read for a pair.
   """
   mib = min(mib, MOST_MIB.get(platform, mib))
   pairs = max(1, int(mib * 2**20) // (_COPIES * 4 * words * pixels))
-  tile_images = 1 if platform == 'cpu' else _largest_divisor(images, at_most=math.isqrt(pairs))
+  tile_images = _largest_divisor(
+      images, at_most=min(pairs, _SIDE_BY_SIDE) if platform == 'cpu' else math.isqrt(pairs))
   return Tile(images=tile_images,
               reports=_largest_divisor(reports, at_most=max(1, pairs // tile_images)))
 
@@ -292,9 +293,12 @@ def _scores(reports, images, look, is_word, is_pixel) -> Float[Array, 'i j']:
   def of_image(image, is_pixel):
     return _image_scores(*reports, *image, look=look, is_word=is_word, is_pixel=is_pixel)
 
-  if len(is_pixel) == 1:  # batches of one keep XLA from its fast code for CPUs: a third slower
-    return of_image(jax.tree.map(lambda x: x[0], images), is_pixel[0])[None]
-  return jax.vmap(of_image)(images, is_pixel)
+  if len(is_pixel) > _SIDE_BY_SIDE:
+    return jax.vmap(of_image)(images, is_pixel)
+  # Products in batches take a CPU twice as long as plain ones. Of these it runs those of two images
+  # side by side, which keeps its cores busier than sharing each product does.
+  return jnp.stack([
+      of_image(*jax.tree.map(lambda x: x[k], (images, is_pixel))) for k in range(len(is_pixel))])
 
 
 def _image_scores(words, queries, pixels, gram, *, look, is_word, is_pixel) -> Float[Array, 'j']:

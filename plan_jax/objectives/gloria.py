@@ -54,9 +54,9 @@ def attend(
   The second softmax is not divided by its sum (see `word_pixel.Attend`); its logits lie in
   0..SHARPNESS.
   """
-  share = _softmax_over_words(jnp.where(is_word[..., None], similarity, -1e30))
-  is_real = is_word[..., None] & is_pixel[..., None, :]
-  return jnp.where(is_real, jnp.exp(SHARPNESS * share), 0.0)
+  # Masks are added: selected by them, every gradient would be masked again.
+  no_word, no_pixel = (jnp.where(x, 0.0, -1e30) for x in (is_word[..., None], is_pixel[..., None, :]))
+  return jnp.exp(SHARPNESS * _softmax_over_words(similarity + no_word) + (no_word + no_pixel))
 
 
 @jax.custom_vjp
