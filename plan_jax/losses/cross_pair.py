@@ -33,7 +33,7 @@ class Plan:
     tile: of `pair_scores.blockwise` (a ring's: of one of its steps).
     tflop: of matrix products, forward and backward, with what is computed again; padding counts.
     mib: of temporary arrays that live at once: copies and gradients of words in scope and of own
-      pixels, and the tile's.
+      pixels, and the tile's (GLoRIA's attention needs a third less of these).
     wire_mib: received by each device, forward and backward.
   """
 
