@@ -78,7 +78,7 @@ def plan(
     platform: of the devices: cpu, gpu or tpu.
     algorithm: `auto` takes tiles of words that are gathered once, which costs as many FLOPs as a
       ring and a third less on the wire; a ring where the words of all are more than a GiB. It
-      never takes `reference`, at best level where it fits (docs/performance.md), nor `fused`,
+      never takes `reference`, slower where it fits (docs/performance.md), nor `fused`,
       which has been compiled for TPUs but never timed on one.
     has_relation: of the look; it and the rounds say which products there are.
     rounds: likewise.
