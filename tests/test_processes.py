@@ -25,7 +25,7 @@ def free_port() -> int:
         pass
 
 
-def team(port, *, come, count, timeout_s=10.0, on_loss=None):
+def team(port, *, come, count, timeout_s=10.0, on_loss=lambda index, name: None):
   """What each caller in `come` (its number, how many it believes in) gets: a line or an error."""
   found = {}
 
