@@ -255,7 +255,7 @@ def _product(a: Float[Array, '... n p'], b: Float[Array, '... p d']) -> Float[Ar
 
 
 def _product_backward(kept, g):
-  # Autodiff gives g^T a, transposed, for which XLA's code for CPUs takes a third longer.
+  # Autodiff gives g^T a, transposed, for which XLA's code for CPUs takes longer.
   a, b = kept
   return g @ b.mT, a.mT @ g
 
