@@ -7,10 +7,12 @@ train  one step of image tower, BERT-base, heads and global contrast (ConVIRT), 
        fp32, 16 pairs, 224 pixels, 97 word pieces, dropout .1 in the text tower.
 embed  vectors of 64 pictures, as eval_zero_shot asks for them: `inference.Model`, against
        the same frames through PyTorch in batches of as many.
-What is compiled is compiled before the clock starts.
+What is compiled is compiled before the clock starts. Both sides get their arrays in large pages,
+as launch/run.sh has it.
 """
 
 import dataclasses
+import os
 import pathlib
 import statistics
 
@@ -245,5 +247,6 @@ def draw(found, path: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
+  os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # of the cases' processes
   measure.main(__file__, __doc__, cases=cases, measure=run, show=show, draw=draw,
                needs=('torch',))

@@ -1,4 +1,4 @@
-"""The demo: three stages on phantom radiographs, ten minutes on two CPU cores.
+"""The demo: three stages on phantom radiographs, a quarter of an hour on two CPU cores.
 
   bash launch/run.sh
 """

@@ -7,9 +7,9 @@ usage() {
   cat <<'EOF'
 usage: bash launch/run.sh [OPTION ...]
 
-Without options: pre-trains PLAN (reconstructed) on generated phantom radiographs, about ten
-minutes on two CPU cores, and prints figures, checkpoint and pictures. Run it again to continue a
-run that stopped. Paths are relative to the repository.
+Without options: pre-trains PLAN (reconstructed) on generated phantom radiographs, about a quarter
+of an hour on two CPU cores, and prints figures, checkpoint and pictures. Run it again to continue
+a run that stopped. Paths are relative to the repository.
 
   --config=FILE            config file (default configs/demo.py; see configs/)
   --workdir=DIR            directory of the run (default runs/NAME, NAME that of the config)

@@ -7,8 +7,6 @@ import sys
 import time
 from typing import Mapping
 
-import tensorboardX
-
 
 def read(path: str | Path) -> list[dict]:
   """The rows of a metrics.jsonl; [] if there is none. A torn last line is left out."""
@@ -40,6 +38,9 @@ class Writer:
   """
 
   def __init__(self, workdir: str | Path, *, start_step: int):
+    # Here, for it imports torch where that is installed: a second or two of each start.
+    import tensorboardX  # pylint: disable=g-import-not-at-top
+
     workdir = Path(workdir)
     path = workdir / 'metrics.jsonl'
     kept = [row for row in read(path) if row['step'] <= start_step]

@@ -31,13 +31,13 @@ def test_baselines_are_equal_on_two_devices(name):
     {'objective': {'negatives': 'device'}, 'model': {'learn_temperature': True}},
 ])
 def test_every_kind_of_run_learns_a_repeated_batch(changes):
-  config = tiny.config(**changes, train={'steps': 8, 'batch_size': 8})
+  config = tiny.config(**changes)  # GLoRIA's and MGCA's programs are those of the test above
   mesh = mesh_lib.make_mesh(jax.devices()[:2])
   model = step_lib.build_model(config, vocab_size=tiny.VOCAB_SIZE)
-  optimizer = optim.make_optimizer(config.optim, total_steps=8)
+  optimizer = optim.make_optimizer(config.optim, total_steps=config.train.steps)
   state = jax.device_put(tiny.first_state(config), mesh_lib.replicated(mesh))
   train_step = step_lib.make_train_step(model, optimizer, config=config, mesh=mesh)
-  stage = stages.schedule(config.stages, total_steps=8).values(0)
+  stage = stages.schedule(config.stages, total_steps=config.train.steps).values(0)
   batch = jax.device_put(tiny.batch(config), mesh_lib.split(mesh))
   losses = []
   for _ in range(8):
