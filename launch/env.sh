@@ -54,7 +54,7 @@ make_env() {
     echo "$want" > "$venv/.made-for${extra:+-$extra}"
   fi
   exec 9>&-
-  # Large pages for arrays: on CPUs a step takes a tenth to a seventh less time (docs/performance.md).
+  # Large pages for arrays: on a CPU a step takes an eighth less time (docs/performance.md).
   if [ "$platform" = cpu ]; then
     export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
   fi
