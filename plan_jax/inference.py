@@ -1,5 +1,7 @@
 """A trained model for use: vectors of images and texts, and grounding maps."""
 
+import collections
+from concurrent import futures
 import copy
 import functools
 import itertools
@@ -288,11 +290,16 @@ class Model:
     `row` makes the arrays of one item, in the process alone that needs them.
     """
     size = self._shape(count)
+
+    def of_own(batches):
+      own = [row(item) for item in dict(enumerate(batches)).get(self._team.index, ())]
+      columns = zip(*own, *[blank] * (size - len(own)), strict=True)
+      return jax.device_get(function(*map(np.stack, columns)))
+
+    rounds = _blocks(_blocks(items, size), self._team.count)
     with _progress(label, total=count) as bar:
-      for batches in _blocks(_blocks(items, size), self._team.count):
-        own = [row(item) for item in dict(enumerate(batches)).get(self._team.index, ())]
-        columns = zip(*own, *[blank] * (size - len(own)), strict=True)
-        found = self._team.stack(jax.device_get(function(*map(np.stack, columns))))
+      for batches, found in _side_by_side(of_own, rounds):
+        found = self._team.stack(found)
         for k, batch in enumerate(batches):
           yield jax.tree.map(lambda x, k=k, end=len(batch): x[k, :end], found)
           bar.update(len(batch))
@@ -352,6 +359,24 @@ def _encode(variables, *batch, tower, method):
 def _progress(label: str, *, total: int) -> tqdm.tqdm:
   return tqdm.tqdm(total=total, desc=label, disable=not label, file=sys.stdout,
                    mininterval=0.5 if sys.stdout.isatty() else 5)
+
+
+def _side_by_side(
+    function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+  """Each item and `function` of it, in order; two at a time are worked on, a third waits.
+
+  One batch alone leaves a CPU's cores idle between its products, and the device while the
+  next one's images are read. Both in turn have the same bits.
+  """
+  waiting = collections.deque()
+  with futures.ThreadPoolExecutor(2) as pool:
+    for item in items:
+      waiting.append((item, pool.submit(function, item)))
+      if len(waiting) > 2:
+        item, future = waiting.popleft()
+        yield item, future.result()
+    for item, future in waiting:
+      yield item, future.result()
 
 
 def _joined(parts):

@@ -69,24 +69,26 @@ class Threads(processes.Team):
 
 @pytest.mark.parametrize('count', [2, 3])
 def test_a_team_shares_the_work_and_all_get_all_of_it(model, images, count, monkeypatch):
-  def everything(model):  # 10 images, 4 at a time; the last batches lack a process, or all but one
+  def everything(model, images):  # 10 images, 4 at a time; the last batches lack a process, or all but one
     found = model.encode_images(iter(images * 2), count=10)
     texts = model.encode_texts(TEXTS[:2] + TEXTS)
     return (found, texts, model.match(found, texts),
             model.ground_pairs(jax.tree.map(lambda x: x[:6], found), texts, kind='regions'),
             list(model.image_batches(images[:1], count=1)), model.encode_images([], count=0))
 
-  expected = everything(model)
+  expected = everything(model, images)
+  own = [[image.copy() for image in images] for _ in range(count)]
+  owner = {id(image): index for index, copies in enumerate(own) for image in copies}
   read = []
   monkeypatch.setattr(inference, 'read_image', lambda image, **name: (
-      read.append(threading.get_ident()), read_image(image, **name))[1])
+      read.append(owner[id(image)]), read_image(image, **name))[1])
   pool, barrier, found = {}, threading.Barrier(count), {}
 
   def one(index):
     of_team = inference.Model(
         model.config, model.vocabulary, model._variables, batch_size=4,
         team=Threads(index=index, count=count, pool=pool, barrier=barrier))
-    found[index] = everything(of_team)
+    found[index] = everything(of_team, own[index])
     np.testing.assert_array_equal(of_team.alone().embed_texts(TEXTS[:1]),
                                   model.embed_texts(TEXTS[:1]))
 
@@ -97,7 +99,42 @@ def test_a_team_shares_the_work_and_all_get_all_of_it(model, images, count, monk
     thread.join(120)
   for i in range(count):
     jax.tree.map(np.testing.assert_array_equal, found[i], expected)
-  assert len(read) == 11 and len(set(read)) == count  # each image was read once
+  assert len(read) == 11 and set(read) == set(range(count))  # each image was read once
+
+
+def test_two_batches_are_worked_on_at_a_time_and_few_are_read_ahead(model, images, monkeypatch):
+  together, taken = threading.Barrier(2), []
+  encode = inference._encode
+
+  def with_another(*args, **kwargs):
+    together.wait(30)  # breaks unless two are here
+    return encode(*args, **kwargs)
+
+  def one_by_one():
+    for image in images[:4] * 4:
+      taken.append(1)
+      yield image
+
+  expected = model.embed_images(images[:4] * 4)
+  monkeypatch.setattr(inference, '_encode', with_another)
+  batches = model.image_batches(one_by_one(), count=16)  # of 4
+  found = [next(batches).pooled]
+  assert len(taken) <= 3 * 4
+  found.extend(batch.pooled for batch in batches)
+  np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_the_first_image_that_cannot_be_read_is_named_and_few_more_are_read(model, images):
+  taken = []
+
+  def with_bad_ones():
+    for k in range(400):
+      taken.append(k)
+      yield 'bad' if k % 8 == 6 else images[0]
+
+  with pytest.raises(inference.InferenceError, match='image 6'):
+    model.encode_images(with_bad_ones(), count=400)
+  assert len(taken) <= 5 * 4
 
 
 def test_embeddings_are_unit_vectors_whatever_the_batch(model, images):
