@@ -6,7 +6,7 @@ train  one step of image tower, BERT-base, heads and global contrast (ConVIRT), 
        `plan_jax.step` as `train` calls it, against PyTorch, eager and by torch.compile.
        fp32, 16 pairs, 224 pixels, 97 word pieces, dropout .1 in the text tower.
 embed  vectors of 64 pictures, as eval_zero_shot asks for them: `inference.Model`, against
-       the same frames through PyTorch in batches of as many.
+       the same frames through PyTorch in batches of as many, one after the other.
 What is compiled is compiled before the clock starts. Both sides get their arrays in large pages,
 as launch/run.sh has it.
 """
