@@ -110,6 +110,8 @@ def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch, number):
 
   manifest = pack.pairs(tmp_path / 'in', 4)
   before = signal.signal(signal.SIGTERM, not_taken)
+  # Shells start what runs in the background with SIGINT ignored, the tests as well.
+  before_int = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     with monkeypatch.context() as patch:
       patch.setattr(images, 'make', interrupt)
@@ -117,6 +119,7 @@ def test_interrupt_prints_one_line(tmp_path, capsys, monkeypatch, number):
     assert signal.getsignal(signal.SIGTERM) is not_taken
   finally:
     signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, before_int)
   error = capsys.readouterr().err
   assert 'Interrupted. Run the same command again' in error and 'Traceback' not in error
   assert pack.run(manifest, tmp_path / 'out') == 0
