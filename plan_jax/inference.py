@@ -365,8 +365,8 @@ def _side_by_side(
     function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
   """Each item and `function` of it, in order; two at a time are worked on, a third waits.
 
-  One batch alone leaves a CPU's cores idle between its products, and the device while the
-  next one's images are read. Both in turn have the same bits.
+  One batch alone leaves a CPU's cores idle between its products, and the device idle while the
+  next one's images are read. Results are to the bit those of one batch at a time.
   """
   waiting = collections.deque()
   with futures.ThreadPoolExecutor(2) as pool:
